@@ -1,0 +1,1 @@
+"""Speaks HTTP, holds the queues and the models in memory. Imports no torch."""

@@ -1,0 +1,150 @@
+"""What rides in the next batch: sizes, turns between flows, limits. A loop is only needed to make futures."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from server.queue import Full, Lane, Limits, Queue, Waiter, cut_size
+
+
+class Model:
+    buckets: tuple[int, ...] = (1, 2, 4, 8)
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        return list(items)
+
+    def run(self, batch: Any) -> Sequence[Any]:
+        return list(batch)
+
+
+@pytest.fixture
+async def loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+def queue(limits: Limits | None = None, buckets: tuple[int, ...] = Model.buckets) -> Queue:
+    model = Model()
+    model.buckets = buckets
+    return Queue(model, "model", Lane.BULK, limits or Limits())
+
+
+def push(q: Queue, loop: asyncio.AbstractEventLoop, item: Any, flow: str = "a", weight: int = 1) -> Waiter:
+    waiter = Waiter(item, loop.create_future(), weight)
+    q.push(waiter, flow)
+    return waiter
+
+
+@pytest.mark.parametrize(
+    ("waiting", "size"),
+    [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 6), (7, 7), (8, 8), (9, 8), (1000, 8)],
+)
+def test_a_cut_fills_its_bucket_to_three_quarters_or_takes_the_bucket_below(waiting: int, size: int) -> None:
+    assert cut_size(waiting, (1, 2, 4, 8)) == size
+
+
+@pytest.mark.parametrize("waiting", range(1, 40))
+def test_every_size_is_cut_as_it_is_when_every_size_is_a_bucket(waiting: int) -> None:
+    assert cut_size(waiting, tuple(range(1, 33))) == min(waiting, 32)
+
+
+async def test_items_of_one_flow_keep_their_order(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue()
+    for item in range(10):
+        push(q, loop, item)
+    assert [waiter.item for waiter in q.cut()] == list(range(8))
+    assert [waiter.item for waiter in q.cut()] == [8, 9]
+    assert q.cut() == []
+
+
+async def test_flows_take_turns_so_a_thousand_items_do_not_starve_ten(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue()
+    for item in range(1000):
+        push(q, loop, ("many", item), flow="many")
+    for item in range(10):
+        push(q, loop, ("few", item), flow="few")
+    first_20 = [waiter.item for _ in range(3) for waiter in q.cut()][:20]
+    assert [item for item in first_20 if item[0] == "few"] == [("few", i) for i in range(10)]
+    assert [item for item in first_20 if item[0] == "many"] == [("many", i) for i in range(10)]
+
+
+async def test_what_nobody_awaits_is_dropped_at_the_cut(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue()
+    waiters = [push(q, loop, item) for item in range(8)]
+    for waiter in waiters[::2]:
+        waiter.future.cancel()
+    assert [waiter.item for waiter in q.cut()] == [1, 3, 5, 7]
+    assert (q.items, q.weight) == (0, 0)
+
+
+async def test_a_queue_of_dead_items_only_cuts_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue()
+    for waiter in [push(q, loop, item) for item in range(20)]:
+        waiter.future.cancel()
+    while q.items:
+        assert q.cut() == []
+    assert q.weight == 0
+
+
+async def test_a_batch_is_bounded_by_weight_but_one_heavy_item_always_goes(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(batch_weight=10))
+    for item, weight in enumerate([25, 4, 4, 4, 1]):
+        push(q, loop, item, weight=weight)
+    assert [[waiter.item for waiter in q.cut()] for _ in range(3)] == [[0], [1, 2], [3, 4]]
+
+
+async def test_a_batch_is_full_by_count_or_by_weight(loop: asyncio.AbstractEventLoop) -> None:
+    by_count, by_weight = queue(), queue(Limits(batch_weight=10))
+    for item in range(7):
+        push(by_count, loop, item)
+        assert not by_count.is_full_batch()
+    push(by_count, loop, 7)
+    assert by_count.is_full_batch()
+    push(by_weight, loop, 0, weight=9)
+    assert not by_weight.is_full_batch()
+    push(by_weight, loop, 1)
+    assert by_weight.is_full_batch()
+
+
+async def test_room_ends_by_count_and_says_when_to_come_again(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(items=4))
+    for item in range(4):
+        q.check_room(1)
+        push(q, loop, item)
+    q.note_batch(seconds=20.0, items=2)
+    with pytest.raises(Full) as full:
+        q.check_room(1)
+    assert full.value.retry_after == pytest.approx(40.0)
+    assert "full" in str(full.value)
+
+
+async def test_room_ends_by_weight_but_an_empty_queue_takes_anything(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(weight=10))
+    q.check_room(1000)
+    push(q, loop, 0, weight=8)
+    q.check_room(2)
+    with pytest.raises(Full):
+        q.check_room(3)
+
+
+async def test_dead_items_make_room(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(items=4, weight=4))
+    waiters = [push(q, loop, item, flow=str(item % 2)) for item in range(4)]
+    waiters[1].future.cancel()
+    waiters[3].future.cancel()
+    q.check_room(2)
+    assert (q.items, q.weight) == (2, 2)
+    assert [waiter.item for waiter in q.drain()] == [0, 2]
+
+
+async def test_the_estimate_follows_the_last_batches(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(items=1))
+    push(q, loop, 0)
+    for _ in range(60):
+        q.note_batch(seconds=8.0, items=2)
+    for _ in range(60):
+        q.note_batch(seconds=100.0, items=2)
+    with pytest.raises(Full) as full:
+        q.check_room(1)
+    assert full.value.retry_after == pytest.approx(50.0, rel=0.01)
