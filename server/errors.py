@@ -1,37 +1,160 @@
 """The tree of errors, and the one middleware that turns them into answers.
 
-Every error that a client can see is one of these. `reason` is a fixed phrase of ours (it goes into the status line, so
-it never carries anything of the request); the message is a sentence that tells what to do.
+Every error that a client is told is one of these. `reason` is a fixed phrase of ours: it goes into the status line,
+where real clients look first, so it never carries anything of the request. The message is a sentence that tells what
+to do.
 
 RequestError
- ├─ BadForm               422  the form or its entries are not what the protocol asks for
- ├─ UnknownModelError     422  a model name that is not in the catalogue
- ├─ BadInput              400  the input does not fit the task, or cannot be decoded
- ├─ TooLarge              413  the body or the picture is over a limit
- ├─ NotServed             501  a task that this server does not have
- └─ Unavailable           503  right, but not now
-     ├─ WeightsUnavailable     weights neither in the cache nor to be had
-     ├─ QueueFull              Retry-After
-     └─ ShuttingDown           Retry-After
+ ├─ BadForm             422  the form or its entries are not what the protocol asks for
+ ├─ UnknownModelName    422  a model name that is not in the catalogue, or belongs to another task
+ ├─ BadInput            400  the input does not fit the task, or cannot be decoded
+ │   └─ NoInput         400  neither image nor text
+ ├─ TooLarge            413  the body or the picture is over a limit
+ ├─ NotServed           501  a task that this server does not have
+ └─ Unavailable         503  right, but not now
+     ├─ NoWeights            weights neither in the cache folder nor to be had
+     ├─ QueueFull            with Retry-After
+     └─ ShuttingDown         with Retry-After
 """
 
 import logging
+import math
 from http import HTTPStatus
 
+import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server.wire import json_bytes
+from engines.errors import ImageError, ImageTooLarge, UnknownModel, WeightsBroken, WeightsMissing
+from server.batcher import Closed
+from server.queue import Full
 
 log = logging.getLogger(__name__)
 
 
 class RequestError(Exception):
-    """Base of what a client is told; `status` and `reason` are fixed by class."""
+    """Base of what a client is told."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     reason = "Internal Server Error"
+    retry_after: float | None = None  # seconds
 
-    def headers(self) -> dict[str, str]:
-        """Return the extra headers of the answer."""
-        return {}
+
+class BadForm(RequestError):
+    """The form or its entries are not what the protocol asks for."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    reason = "Invalid request"
+
+
+class UnknownModelName(RequestError):
+    """A model name that is not in the catalogue, or belongs to another task."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    reason = "Unknown model"
+
+
+class BadInput(RequestError):
+    """The input does not fit the task, or cannot be decoded."""
+
+    status = HTTPStatus.BAD_REQUEST
+    reason = "Invalid input"
+
+
+class NoInput(BadInput):
+    """Neither image nor text came."""
+
+    reason = "Either image or text must be provided"
+
+
+class TooLarge(RequestError):
+    """The body or the picture is over a limit."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    reason = "Input too large"
+
+
+class NotServed(RequestError):
+    """A task that this server does not have."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+    reason = "Task not available on this server"
+
+
+class Unavailable(RequestError):
+    """The request is right but cannot be served now."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    reason = "Unavailable"
+
+
+class NoWeights(Unavailable):
+    """Weights are neither in the cache folder nor to be had."""
+
+    reason = "Model weights not available"
+
+
+class QueueFull(Unavailable):
+    """More waits than could be answered in time."""
+
+    reason = "Queue full"
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(Unavailable):
+    """The server is about to end."""
+
+    reason = "Shutting down"
+    retry_after = 5.0
+
+
+def from_below(error: Exception) -> RequestError | None:
+    """Return what a client is told of an error that arose in the engines or the queues; None for an unforeseen one."""
+    match error:
+        case RequestError():
+            return error
+        case ImageTooLarge():
+            return TooLarge(str(error))
+        case ImageError():
+            return BadInput(str(error))
+        case UnknownModel():
+            return UnknownModelName(str(error))
+        case WeightsMissing() | WeightsBroken():
+            return NoWeights(str(error))
+        case Full():
+            return QueueFull(f"Too much is waiting: {error}.", error.retry_after)
+        case Closed():
+            return ShuttingDown(f"Not computed: {error}. Send the request again.")
+    return None
+
+
+def answer(status: int, reason: str | None, detail: str, headers: dict[str, str] | None = None) -> web.Response:
+    """Return a JSON answer with `detail` for people and `reason` for the status line."""
+    return web.Response(
+        status=status,
+        reason=reason,
+        body=orjson.dumps({"detail": detail}),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def errors_to_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error of a handler into a JSON answer; an unforeseen one is logged and becomes a 500."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return answer(error.status, error.reason, f"{error.reason}: the routes are listed in the README.", allow)
+    except Exception as error:  # the outermost boundary: no client ends without an answer
+        told = from_below(error)
+        if told is None:
+            log.exception("unforeseen error in %s %s", request.method, request.match_info.route.resource)
+            return answer(500, None, "The server failed on this request; its log has the reason.")
+        log.info("%d %s: %s", told.status, told.reason, told)
+        headers = {"Retry-After": str(math.ceil(told.retry_after))} if told.retry_after is not None else None
+        return answer(told.status, told.reason, str(told), headers)

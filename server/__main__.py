@@ -1,0 +1,127 @@
+"""python -m server: read the settings, build the application, run it until Ctrl-C or SIGTERM.
+
+Knows signals, sockets and exit codes.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from engines.errors import UnknownModel
+from server.app import DOOR, STUCK, Engines, create_app, engine_config, preload_parts
+from server.settings import Settings, advice, variable
+
+log = logging.getLogger("server")
+
+LEVELS = {
+    "verbose": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "log": logging.INFO,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "critical": logging.CRITICAL,
+}
+
+
+def main() -> int:
+    """Run the server; return its exit code: 0 after a signal, 1 if it cannot listen, 2 for a wrong setting."""
+    try:
+        settings = Settings()
+        preload_parts(settings)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            name = variable(name) if name in Settings.model_fields else name
+            sys.stderr.write(f"{name} is {problem['input']!r}: {problem['msg']}\n")
+        return 2
+    except UnknownModel as error:
+        sys.stderr.write(f"MACHINE_LEARNING_PRELOAD__…: {error}\n")
+        return 2
+    logging.basicConfig(
+        level=LEVELS[settings.log_level], format="%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S"
+    )
+    for sentence in advice():
+        log.warning(sentence)
+    if settings.untrained:
+        log.warning("MACHINE_LEARNING_UNTRAINED is set: all models but demo have RANDOM WEIGHTS, for load tests only")
+    try:
+        sock = listen(settings.host, settings.port)
+    except OSError as error:
+        log.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror)
+        return 1
+    stuck = asyncio.run(serve(settings, sock))
+    if stuck:
+        # A thread inside a native call cannot be ended, and unwinding the interpreter under it may crash: all answers
+        # are written by now, so leave at once.
+        log.info("not waiting for %s", " and ".join(stuck))
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; `[::]` and the empty host mean every address, IPv6 and IPv4 alike."""
+    host = host.strip("[]")
+    if host in ("", "::"):
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+        host = "0.0.0.0"  # noqa: S104 - every address is what was asked for
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+async def serve(settings: Settings, sock: socket.socket) -> Sequence[str]:
+    """Serve on `sock` until a signal comes and the grace time is over; return what could not be ended."""
+    engines = Engines(engine_config(settings))
+    app = create_app(settings, engines.load, engines.release, engines.warm_up)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,  # a client that hangs up costs nothing more
+        keepalive_timeout=settings.http_keepalive_timeout_s,
+        shutdown_timeout=1.0,  # for the last answers to be written: the grace time is over by then
+    )
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
+    await runner.setup()
+    site = web.SockSite(runner, sock)
+    await site.start()
+    log.info("listening on http://%s:%d", *sock.getsockname()[:2])
+    await stop.wait()
+    await drain(app, site, settings.shutdown_grace_s, hurry)
+    await runner.cleanup()
+    log.info("ended")
+    stuck = app[STUCK]
+    return stuck
+
+
+async def drain(app: web.Application, site: web.BaseSite, grace: float, hurry: asyncio.Event) -> None:
+    """Refuse new connections; let those inside finish within `grace` seconds, or until `hurry` is set."""
+    door = app[DOOR]
+    door.close_in(grace)
+    log.info("shutting down: %d requests have %.0f s to end; press Ctrl-C again to end them now", door.inside, grace)
+    await site.stop()
+    empty = asyncio.create_task(door.empty())
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({empty, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not empty.done():
+        door.close_in(0)
+        await empty
+    hurried.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

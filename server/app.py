@@ -1,0 +1,221 @@
+"""The application: routes, middlewares, what starts and stops with it.
+
+Knows how the parts of the server are put together. The engines come in as two functions, `load` and `release`, so that
+nothing here imports torch and tests can hand in models of their own.
+"""
+
+import asyncio
+import importlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from engines import catalog
+from engines.model import Config, Model
+from server import wire
+from server.budget import Budget
+from server.door import Door
+from server.errors import errors_to_answers
+from server.predict import Predictor, Rules
+from server.queue import Limits
+from server.settings import Settings
+from server.shelf import Part, Shelf, in_thread
+
+log = logging.getLogger(__name__)
+
+SETTINGS = web.AppKey("settings", Settings)
+SHELF = web.AppKey("shelf", Shelf)
+DOOR = web.AppKey("door", Door)
+PREDICTOR = web.AppKey("predictor", Predictor)
+PRELOAD = web.AppKey("preload", asyncio.Task[None])
+STUCK = web.AppKey("stuck", list[str])  # threads that could not be ended: see __main__
+
+DETECTION_BATCH_PIXELS = 16_000_000  # ten previews of 1440x1080: bounds the memory of one detector batch
+
+
+class Engines:
+    """The functions of engines/ that need torch, imported when the first of them is called."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def warm_up(self) -> None:
+        """Import torch and all else that is heavy, then keep it out of the garbage collector's way."""
+        importlib.import_module("engines.models")
+        importlib.import_module("engines.memory").settle()
+
+    def load(self, part: Part) -> Model:
+        """Load one model; raises the errors of engines.errors."""
+        model: Model = importlib.import_module("engines.models").load(part.kind, part.entry, self._config)
+        return model
+
+    def release(self) -> None:
+        """Give the memory of models that are gone back to the system."""
+        importlib.import_module("engines.memory").release()
+
+
+def engine_config(settings: Settings) -> Config:
+    """Return what the engines need of the settings."""
+    return Config(
+        cache_folder=settings.cache_folder,
+        untrained=settings.untrained,
+        resize=settings.clip_resize,
+        min_face=settings.min_face,
+        device_ids=settings.device_ids,
+        threads=settings.model_intra_op_threads,
+    )
+
+
+def preload_parts(settings: Settings) -> list[Part]:
+    """Return what the settings want loaded at the start; raises UnknownModel."""
+    return [Part(kind, catalog.look_up(kind, name, settings.face_alias)) for kind, name in settings.preloads()]
+
+
+def create_app(
+    settings: Settings,
+    load: Callable[[Part], Model],
+    release: Callable[[], None],
+    warm_up: Callable[[], None] = lambda: None,
+) -> web.Application:
+    """Return the application. `warm_up` runs once in the background at the start."""
+
+    def limits(part: Part) -> Limits:
+        if part.kind == "detection":
+            return Limits(settings.queue_items, settings.queue_pixels, DETECTION_BATCH_PIXELS)
+        return Limits(settings.queue_items)
+
+    app = web.Application(middlewares=[errors_to_answers])
+    shelf = Shelf(load, release, limits=limits, ttl=settings.model_ttl, budget=settings.memory_budget_mb << 20)
+    rules = Rules(settings.face_alias, settings.max_pixels, settings.exif, settings.ocr == "empty")
+    app[SETTINGS] = settings
+    app[SHELF] = shelf
+    app[DOOR] = Door()
+    app[STUCK] = []
+    app[PREDICTOR] = Predictor(
+        shelf, rules, Budget(settings.max_decoded_pixels), settings.request_threads or os.cpu_count() or 1
+    )
+    parts = preload_parts(settings)
+
+    async def run_shelf(app: web.Application) -> AsyncIterator[None]:
+        async def fill() -> None:
+            await in_thread(warm_up, "warm up")
+            await shelf.preload(parts)
+
+        async def tidy() -> None:
+            while True:
+                await asyncio.sleep(settings.model_ttl_poll_s)
+                await shelf.unload_idle()
+
+        app[PRELOAD] = asyncio.create_task(fill())
+        tidying = asyncio.create_task(tidy())
+        yield
+        for task in (app[PRELOAD], tidying):
+            task.cancel()
+        await asyncio.gather(app[PRELOAD], tidying, return_exceptions=True)
+        app[PREDICTOR].close()
+        if not await shelf.close(grace=1.0):
+            app[STUCK].append("a batch on the device")
+
+    app.cleanup_ctx.append(run_shelf)
+    app.add_routes(
+        [
+            web.get("/", root),
+            web.get("/ping", ping),
+            web.post("/predict", predict),
+            web.get("/health/live", live),
+            web.get("/health/ready", ready),
+            web.get("/models", models),
+        ]
+    )
+    return app
+
+
+async def root(request: web.Request) -> web.Response:
+    """Say what the reference deployment says, which some clients look for."""
+    return _json({"message": "Immich ML"})
+
+
+async def ping(request: web.Request) -> web.Response:
+    """Say that the server is there."""
+    return web.Response(text="pong")
+
+
+async def predict(request: web.Request) -> web.Response:
+    """Answer one form of the protocol."""
+    settings = request.app[SETTINGS]
+    async with request.app[DOOR].enter():
+        form = await wire.read_form(request, int(settings.max_body_mb * 1_000_000))
+        ask = wire.parse(form)
+        del form  # the picture's bytes live on in `ask` alone
+        answer = await request.app[PREDICTOR].answer(ask, flow=_flow(request))
+    return web.Response(body=wire.render(ask, answer, settings.embeddings), content_type="application/json")
+
+
+def _flow(request: web.Request) -> Any:
+    """Return whom a request belongs to, for turns in the queues: its connection."""
+    transport = request.transport
+    return None if transport is None else transport.get_extra_info("peername")
+
+
+async def live(request: web.Request) -> web.Response:
+    """Say that the event loop turns."""
+    return _json({"status": "live"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Say whether requests are answered: the preloaded models are in, every thread lives, no shutdown has begun."""
+    app = request.app
+    if app[DOOR].closing:
+        return _json({"status": "shutting down"}, 503)
+    dead = [scheduler.name for scheduler in app[SHELF].schedulers() if not scheduler.alive]
+    if dead:
+        return _json({"status": f"a thread of {', '.join(dead)} died: see the log, then restart the server"}, 503)
+    if not app[PRELOAD].done():
+        return _json({"status": "loading the preloaded models"}, 503)
+    return _json({"status": "ready"})
+
+
+async def models(request: web.Request) -> web.Response:
+    """List the catalogue, and what of it is loaded, on what, and why."""
+    settings = request.app[SETTINGS]
+    loaded = [
+        {
+            "name": info.name,
+            "kind": info.kind,
+            "device": info.device,
+            "backend": info.backend,
+            "precision": info.precision,
+            "reason": info.reason,
+            "untrained": info.untrained,
+            "bytes": info.bytes,
+            "waiting": one.queue.items,
+        }
+        for one in request.app[SHELF].loaded()
+        for info in (one.model.info,)
+    ]
+    known = {task: [_listed(task, name, settings) for name in names] for task, names in catalog.names().items()}
+    return _json({"resize": settings.clip_resize, "untrained": settings.untrained, "loaded": loaded, "known": known})
+
+
+def _listed(task: str, name: str, settings: Settings) -> dict[str, Any]:
+    if task == "clip":
+        entry = catalog.clip(name)
+        resize = entry.resize if settings.clip_resize == "native" else "crop"
+        untrained = settings.untrained and name != catalog.DEMO
+        return {
+            "name": name,
+            "dimension": entry.dim,
+            "size": entry.image_size,
+            "resize": resize,
+            "untrained": untrained,
+        }
+    untrained = settings.untrained or name == catalog.DEMO
+    return {"name": name, "dimension": catalog.face(name).dim, "untrained": untrained}
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(value), content_type="application/json")

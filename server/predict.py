@@ -1,0 +1,155 @@
+"""One request's way through the house: names, picture or text, queues, answer.
+
+Knows the order of things and of checks. Does not know HTTP (wire.py reads and writes it), nor queueing, nor networks.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from PIL.Image import Image
+
+from engines import catalog, images
+from engines.errors import WeightsBroken, WeightsMissing
+from engines.model import Kind
+from server.budget import Budget
+from server.errors import BadInput, NoInput, NotServed
+from server.shelf import Loaded, Part, Shelf
+from server.wire import Answer, Ask, Face
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that a request meets on its way."""
+
+    face_alias: str
+    max_pixels: int
+    exif: bool
+    ocr: bool
+
+
+class Predictor:
+    """Answers requests with the models of a shelf. `pixels` bounds what is held decoded at one time."""
+
+    def __init__(self, shelf: Shelf, rules: Rules, pixels: Budget, picture_threads: int) -> None:
+        self._shelf = shelf
+        self._rules = rules
+        self._pixels = pixels
+        self._picture_pool = ThreadPoolExecutor(picture_threads, thread_name_prefix="picture")
+        # A thread of their own: a search must not wait behind pictures that are decoded.
+        self._text_pool = ThreadPoolExecutor(1, thread_name_prefix="text")
+
+    def close(self) -> None:
+        """Start nothing more; what runs in the threads ends by itself."""
+        for pool in (self._picture_pool, self._text_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, ask: Ask, flow: Hashable) -> Answer:
+        """Compute what `ask` asks for; raises the errors of server.errors, engines.errors and the queues."""
+        if ask.ocr and not self._rules.ocr:
+            raise NotServed("This server has no OCR: turn it off in the client, or set MACHINE_LEARNING_OCR=empty.")
+        parts = self._parts(ask)
+        if ask.image is not None:
+            return await self._answer_image(ask, ask.image, parts, flow)
+        if ask.text is not None:
+            return await self._answer_text(ask, ask.text, parts, flow)
+        raise NoInput("Either image or text must be provided: send one of these fields with the form.")
+
+    def _parts(self, ask: Ask) -> dict[Kind, Part]:
+        asked: dict[Kind, str | None] = {
+            "visual": ask.visual,
+            "textual": ask.textual,
+            "detection": ask.detection,
+            "recognition": ask.recognition,
+        }
+        return {
+            kind: Part(kind, catalog.look_up(kind, name, self._rules.face_alias))
+            for kind, name in asked.items()
+            if name is not None
+        }
+
+    async def _answer_text(self, ask: Ask, text: str, parts: dict[Kind, Part], flow: Hashable) -> Answer:
+        if "textual" not in parts or ("visual" in parts and not ask.either):
+            raise BadInput(
+                "A text was sent, but the task needs an image: send the field image with the picture's bytes."
+            )
+        if "detection" in parts or "recognition" in parts:
+            raise BadInput("A text was sent, but faces need an image: ask for them in a request with a picture.")
+        async with self._shelf.use(parts["textual"]) as textual:
+            item = await self._in(self._text_pool, textual.model.prepare, text, ask.language)
+            return Answer(embedding=await _submit(textual, item, flow))
+
+    async def _answer_image(self, ask: Ask, image: bytes, parts: dict[Kind, Part], flow: Hashable) -> Answer:
+        if "textual" in parts and not ask.either:
+            raise BadInput("An image was sent, but the task clip.textual needs a text: send the field text alone.")
+        if "recognition" in parts and "detection" not in parts:
+            raise BadInput("facial-recognition.recognition needs facial-recognition.detection in the same request.")
+        header = await self._in(self._picture_pool, images.probe, image, self._rules.max_pixels)
+        async with AsyncExitStack() as stack:
+            models = await self._models(stack, image, parts)
+            async with self._pixels.hold(header.width * header.height):
+                picture, items = await self._in(self._picture_pool, self._prepare, image, models, ask.min_score)
+                embedding: asyncio.Future[Any] | None = None
+                try:
+                    if "visual" in models:
+                        embedding = _submit(models["visual"], items["visual"], flow)
+                    faces = None
+                    if "detection" in models:
+                        faces = await self._faces(models, picture, items["detection"], flow)
+                    size = picture.size
+                    del picture, items  # a picture need not stay in memory while its vector waits in a queue
+                except BaseException:
+                    if embedding is not None:
+                        embedding.cancel()
+                    raise
+            return Answer(size, None if embedding is None else await embedding, faces)
+
+    async def _models(self, stack: AsyncExitStack, image: bytes, parts: dict[Kind, Part]) -> dict[Kind, Loaded]:
+        try:
+            return {
+                kind: await stack.enter_async_context(self._shelf.use(part))
+                for kind, part in parts.items()
+                if kind != "textual"
+            }
+        except (WeightsMissing, WeightsBroken):
+            # A picture that cannot be decoded is the client's error whether there are weights or not.
+            await self._in(self._picture_pool, images.decode, image, self._rules.max_pixels)
+            raise
+
+    def _prepare(self, image: bytes, models: dict[Kind, Loaded], min_score: float) -> tuple[Image, dict[Kind, Any]]:
+        """Decode once and prepare for all models; runs in a worker thread."""
+        picture = images.decode(image, self._rules.max_pixels, self._rules.exif)
+        items: dict[Kind, Any] = {}
+        if "visual" in models:
+            items["visual"] = models["visual"].model.prepare(picture)
+        if "detection" in models:
+            items["detection"] = models["detection"].model.prepare(picture, min_score)
+        return picture, items
+
+    async def _faces(self, models: dict[Kind, Loaded], picture: Image, item: Any, flow: Hashable) -> list[Face]:
+        found = await _submit(models["detection"], item, flow, weight=item.weight)
+        if "recognition" not in models:
+            return [Face(box, score, None) for box, score in zip(found.boxes, found.scores, strict=True)]
+        if not len(found.boxes):
+            return []
+        recogniser = models["recognition"]
+        crops = await self._in(self._picture_pool, recogniser.model.crops, picture, found.boxes)
+        embeddings = await asyncio.gather(*(_submit(recogniser, crop, flow, accepted=True) for crop in crops))
+        return [
+            Face(box, score, embedding)
+            for box, score, embedding in zip(found.boxes, found.scores, embeddings, strict=True)
+        ]
+
+    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+
+def _submit(
+    loaded: Loaded, item: Any, flow: Hashable, *, weight: int = 1, accepted: bool = False
+) -> "asyncio.Future[Any]":
+    return loaded.scheduler.submit(loaded.queue, item, flow=flow, weight=weight, accepted=accepted)

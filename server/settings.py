@@ -1,0 +1,204 @@
+"""Every setting once: its variable, its default, one sentence. The README table is made from here.
+
+Knows the environment and nothing else. Names that the reference deployment has keep their meaning; those of its names
+that make no sense here are accepted, and `advice` says what replaces them.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, PlainValidator, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from engines.model import Kind
+
+PREFIX = "MACHINE_LEARNING_"
+# An empty value means "not set" (compose files pass unset variables on as empty ones), except where it says something.
+_EMPTY_MEANS_EMPTY = {"face_alias"}
+
+# Settings of the reference deployment that have no meaning here, by the beginning of their name.
+REPLACED = {
+    "MACHINE_LEARNING_WORKERS": "one process serves all requests, in batches: leave it out",
+    "MACHINE_LEARNING_WORKER_TIMEOUT": "no worker is killed for being slow: leave it out",
+    "MACHINE_LEARNING_MODEL_INTER_OP_THREADS": "batches take its place: see MACHINE_LEARNING_MODEL_INTRA_OP_THREADS",
+    "MACHINE_LEARNING_MAX_BATCH_SIZE__": "batches form by themselves: see MACHINE_LEARNING_QUEUE_ITEMS",
+    "MACHINE_LEARNING_ANN": "there is no ARM NN here: PyTorch runs on the processor",
+    "MACHINE_LEARNING_RKNN": "there is no RKNN here: PyTorch runs on the processor",
+}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        return tuple(value)
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _ordinals(value: Any) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(number) for number in _names(str(value) if isinstance(value, int) else value))
+    except ValueError as error:
+        raise ValueError("must be a comma list of GPU numbers, for example 0 or 0,1") from error
+    if any(number < 0 for number in numbers):
+        raise ValueError("must be a comma list of GPU numbers from 0 on, for example 0 or 0,1")
+    return numbers
+
+
+Names = Annotated[tuple[str, ...], NoDecode, PlainValidator(_names)]
+Ordinals = Annotated[tuple[int, ...], NoDecode, PlainValidator(_ordinals)]
+
+
+def _preload(what: str, description: str) -> Any:
+    name = f"{PREFIX}PRELOAD__{what}"
+    return Field((), validation_alias=AliasChoices(name), description=description)
+
+
+class Settings(BaseSettings):
+    """The settings, read from the environment when made."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, populate_by_name=True, extra="ignore", frozen=True)
+
+    host: str = Field(
+        "[::]",
+        validation_alias=AliasChoices("IMMICH_HOST"),
+        description="Address to listen on; `[::]` is every address, IPv4 and IPv6.",
+    )
+    port: int = Field(
+        3003, ge=0, le=65535, validation_alias=AliasChoices("IMMICH_PORT"), description="Port to listen on."
+    )
+    log_level: Literal["verbose", "debug", "log", "info", "warn", "warning", "error", "fatal", "critical"] = Field(
+        "info", validation_alias=AliasChoices("IMMICH_LOG_LEVEL"), description="Least level that is logged."
+    )
+    cache_folder: Path = Field(Path("~/.cache/facet"), description="Where weights are kept.")
+    model_ttl: float = Field(
+        300,
+        ge=0,
+        description="Seconds without use after which a model leaves memory; 0 keeps all. Preloaded models stay.",
+    )
+    model_ttl_poll_s: float = Field(10, gt=0, description="Seconds between two looks for idle models.")
+    memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="Megabytes of weights to hold at most: the model idle for longest leaves first; 0 is no limit.",
+    )
+    request_threads: int = Field(
+        0,
+        ge=0,
+        description="Threads that decode and prepare pictures; 0 is one per core.",
+    )
+    model_intra_op_threads: int = Field(
+        0,
+        ge=0,
+        description="Threads of one operation of a network on the processor; 0 leaves the choice to PyTorch.",
+    )
+    device_ids: Ordinals = Field((0,), description="GPUs to use, by number; without a GPU the processor.")
+    preload_clip_textual: Names = _preload("CLIP__TEXTUAL", "CLIP models whose text side is loaded at the start.")
+    preload_clip_visual: Names = _preload("CLIP__VISUAL", "CLIP models whose picture side is loaded at the start.")
+    preload_clip: Names = _preload("CLIP", "Older name: CLIP models of which both sides are loaded at the start.")
+    preload_face_detection: Names = _preload(
+        "FACIAL_RECOGNITION__DETECTION", "Face models whose detector is loaded at the start."
+    )
+    preload_face_recognition: Names = _preload(
+        "FACIAL_RECOGNITION__RECOGNITION", "Face models whose recogniser is loaded at the start."
+    )
+    preload_face: Names = _preload("FACIAL_RECOGNITION", "Older name: face models of which both are loaded.")
+    http_keepalive_timeout_s: float = Field(
+        75,
+        ge=0,
+        description="Seconds that an idle connection stays open.",
+    )
+    shutdown_grace_s: float = Field(
+        8,
+        ge=0,
+        description="Seconds after Ctrl-C or SIGTERM in which running requests are still answered; the rest gets 503.",
+    )
+    untrained: bool = Field(
+        False,
+        description="Build every model with random weights from a fixed seed: for load tests, never for photos.",
+    )
+    clip_resize: Literal["native", "crop"] = Field(
+        "native",
+        description="`native` prepares pictures as each model was trained; `crop` as Immich ML up to v3.2 does.",
+    )
+    embeddings: Literal["string", "list"] = Field(
+        "string",
+        description="`string` for Immich from v1.125 on; `list` for v1.106 to v1.124.",
+    )
+    face_alias: str = Field(
+        "facenet-vggface2",
+        description="Face model that answers for `buffalo_l|m|s` and `antelopev2`; empty refuses these names.",
+    )
+    min_face: int = Field(
+        40,
+        ge=12,
+        description="Side in pixels of the smallest face to look for; half of it costs up to four times the time.",
+    )
+    exif: bool = Field(
+        False,
+        description="Turn pictures as their EXIF orientation says before all else.",
+    )
+    ocr: Literal["refuse", "empty"] = Field(
+        "refuse",
+        description="There is no OCR here: `refuse` answers 501, `empty` answers that there is no text.",
+    )
+    max_body_mb: float = Field(100, gt=0, description="Largest request body, in megabytes.")
+    max_pixels: int = Field(200_000_000, gt=0, description="Largest picture, in pixels.")
+    max_decoded_pixels: int = Field(
+        100_000_000,
+        gt=0,
+        description="Pixels held decoded at one time, 7 bytes each; further pictures wait. A larger one goes alone.",
+    )
+    queue_items: int = Field(
+        4096,
+        gt=0,
+        description="Inputs that may wait for one model; beyond that the answer is 503 with Retry-After.",
+    )
+    queue_pixels: int = Field(
+        2_000_000_000,
+        gt=0,
+        description="Pixels that may wait for one detector; beyond that the answer is 503 with Retry-After.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if value != "" or name in _EMPTY_MEANS_EMPTY}
+
+    @field_validator("cache_folder")
+    @classmethod
+    def _expand(cls, folder: Path) -> Path:
+        return folder.expanduser()
+
+    def preloads(self) -> tuple[tuple[Kind, str], ...]:
+        """Return what to load at the start as (kind, name as written), each once, texts first."""
+        wanted: dict[Kind, Names] = {
+            "textual": self.preload_clip_textual + self.preload_clip,
+            "visual": self.preload_clip_visual + self.preload_clip,
+            "detection": self.preload_face_detection + self.preload_face,
+            "recognition": self.preload_face_recognition + self.preload_face,
+        }
+        return tuple(dict.fromkeys((kind, name) for kind, names in wanted.items() for name in names))
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a field of Settings."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else PREFIX + field.upper()
+
+
+def advice(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return a sentence for every variable of ours in `environ` that has no effect here: replaced, or misspelt."""
+    known = {variable(field) for field in Settings.model_fields}
+    sentences = []
+    for name in sorted(os.environ if environ is None else environ):
+        if name in known or not name.startswith(PREFIX):
+            continue
+        replaced = next((text for start, text in REPLACED.items() if name.startswith(start)), None)
+        if replaced is not None:
+            sentences.append(f"{name} has no effect: {replaced}")
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        sentences.append(f"{name} is not a setting" + (f": did you mean {near[0]}?" if near else ""))
+    return sentences

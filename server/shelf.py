@@ -1,0 +1,199 @@
+"""Which models are in memory: loaded once by the first who asks, preloaded, unloaded when idle or over budget.
+
+Knows that a model has a queue on the scheduler of its device. Does not know what models compute, nor how they are
+loaded: `load` and `release` are handed in, and run in threads of their own.
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from engines.catalog import Clip, Face
+from engines.model import Kind, Model
+from server.batcher import Scheduler
+from server.queue import Lane, Limits, Queue
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that can be loaded: a kind of network of one entry of the catalogue."""
+
+    kind: Kind
+    entry: Clip | Face
+
+    def __str__(self) -> str:
+        return f"{self.entry.name} ({self.kind})"
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A model in memory, with its place on a device."""
+
+    part: Part
+    model: Any  # an engines.model.Model; its `prepare` differs by kind
+    queue: Queue
+    scheduler: Scheduler
+    users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+
+class Shelf:
+    """The models in memory. Everything here runs on the event loop but `load` and `release`."""
+
+    def __init__(
+        self,
+        load: Callable[[Part], Model],
+        release: Callable[[], None],
+        *,
+        limits: Callable[[Part], Limits] = lambda part: Limits(),
+        ttl: float = 0,
+        budget: int = 0,
+    ) -> None:
+        """`ttl` in seconds and `budget` in bytes of weights; 0 is no limit."""
+        self._load = load
+        self._release = release
+        self._limits = limits
+        self._ttl = ttl
+        self._budget = budget
+        self._loading: dict[Part, asyncio.Task[Loaded]] = {}
+        self._loaded: dict[Part, Loaded] = {}
+        self._pinned: set[Part] = set()
+        self._schedulers: dict[str, Scheduler] = {}
+
+    def loaded(self) -> list[Loaded]:
+        """Return what is in memory now."""
+        return list(self._loaded.values())
+
+    def schedulers(self) -> list[Scheduler]:
+        """Return the schedulers of all devices in use."""
+        return list(self._schedulers.values())
+
+    @asynccontextmanager
+    async def use(self, part: Part) -> AsyncIterator[Loaded]:
+        """Hold a model in memory for the time of the block, loading it first if need be; raises what `load` raised."""
+        loaded = self._loaded.get(part)
+        while loaded is None:
+            await asyncio.shield(self._task(part))  # who hangs up does not end the load that others wait for
+            loaded = self._loaded.get(part)  # None if it had to leave again before this waiter's turn came
+        loaded.users += 1
+        try:
+            yield loaded
+        finally:
+            loaded.users -= 1
+            loaded.last_used = time.monotonic()
+
+    async def preload(self, parts: Iterable[Part]) -> None:
+        """Load parts one after the other, to stay; a failure is logged and leaves it to the first who asks."""
+        for part in parts:
+            self._pinned.add(part)
+            try:
+                async with self.use(part):
+                    pass
+            except Exception:
+                log.exception("%s could not be preloaded: it will be tried again when it is asked for", part)
+
+    def _task(self, part: Part) -> "asyncio.Task[Loaded]":
+        if part not in self._loading:
+            task = asyncio.create_task(self._bring_in(part), name=f"load {part}")
+            task.add_done_callback(lambda task: self._loading.pop(part))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # told to whoever waits, if any
+            self._loading[part] = task
+        return self._loading[part]
+
+    async def _bring_in(self, part: Part) -> Loaded:
+        started = time.monotonic()
+        log.info("loading %s", part)
+        model = await in_thread(lambda: self._load(part), f"load {part}")
+        info = model.info
+        scheduler = self._scheduler(info.device)
+        lane = Lane.INTERACTIVE if part.kind == "textual" else Lane.BULK
+        loaded = Loaded(part, model, scheduler.add(model, str(part), lane, self._limits(part)), scheduler)
+        self._loaded[part] = loaded
+        log.info(
+            "loaded %s in %.1f s: on %s, %s %s (%s), %d MB%s",
+            part,
+            time.monotonic() - started,
+            info.device,
+            info.backend,
+            info.precision,
+            info.reason,
+            info.bytes >> 20,
+            "; UNTRAINED: its vectors mean nothing" if info.untrained else "",
+        )
+        if self._budget:
+            await self._unload(self._over_budget(part))
+        return loaded
+
+    def _scheduler(self, device: str) -> Scheduler:
+        if device not in self._schedulers:
+            self._schedulers[device] = Scheduler(device)
+            self._schedulers[device].start()
+        return self._schedulers[device]
+
+    async def unload_idle(self) -> None:
+        """Unload what nobody has used for the time to live."""
+        now = time.monotonic()
+        if self._ttl:
+            await self._unload([idle.part for idle in self._idle() if now - idle.last_used >= self._ttl])
+
+    def _over_budget(self, newest: Part) -> list[Part]:
+        """Return what must leave to make room for `newest`, the least recently used first."""
+        excess = sum(loaded.model.info.bytes for loaded in self._loaded.values()) - self._budget
+        leaving: list[Part] = []
+        for idle in self._idle():
+            if excess > 0 and idle.part != newest:
+                excess -= idle.model.info.bytes
+                leaving.append(idle.part)
+        if excess > 0:
+            log.warning("the models in use are %d MB over MACHINE_LEARNING_MEMORY_BUDGET_MB", (excess >> 20) + 1)
+        return leaving
+
+    def _idle(self) -> list[Loaded]:
+        """Return what may leave, the least recently used first."""
+        idle = [one for one in self._loaded.values() if not one.users and one.part not in self._pinned]
+        return sorted(idle, key=lambda one: one.last_used)
+
+    async def _unload(self, parts: list[Part]) -> None:
+        for part in parts:
+            self._take_out(part)
+        if parts:  # by now nothing refers to them any longer
+            await in_thread(self._release, "release memory")
+
+    def _take_out(self, part: Part) -> None:
+        loaded = self._loaded.pop(part)
+        loaded.scheduler.remove(loaded.queue)
+        log.info("unloaded %s: not used for %.0f s", part, time.monotonic() - loaded.last_used)
+
+    async def close(self, grace: float) -> bool:
+        """Stop all devices and fail what waits there; return whether all threads ended within `grace` seconds."""
+        for task in self._loading.values():
+            task.cancel()
+        self._loaded.clear()
+        return all(await asyncio.gather(*(scheduler.close(grace) for scheduler in self._schedulers.values())))
+
+
+async def in_thread(function: Callable[[], T], name: str) -> T:
+    """Run `function` in a new daemon thread and return what it returns or raise what it raises.
+
+    Unlike an executor's, such a thread holds up neither others nor the end of the process: a download may take minutes.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # from here on it cannot be cancelled under the thread
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - handed on to whoever awaits
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return await asyncio.wrap_future(future)
