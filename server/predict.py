@@ -4,6 +4,7 @@ Knows the order of things and of checks. Does not know HTTP (wire.py reads and w
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -20,6 +21,7 @@ from server.errors import BadInput, NoInput, NotServed
 from server.shelf import Loaded, Part, Shelf
 from server.wire import Answer, Ask, Face
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -43,6 +45,7 @@ class Predictor:
         self._picture_pool = ThreadPoolExecutor(picture_threads, thread_name_prefix="picture")
         # A thread of their own: a search must not wait behind pictures that are decoded.
         self._text_pool = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._alias_told = False
 
     def close(self) -> None:
         """Start nothing more; what runs in the threads ends by itself."""
@@ -67,11 +70,19 @@ class Predictor:
             "detection": ask.detection,
             "recognition": ask.recognition,
         }
-        return {
+        parts = {
             kind: Part(kind, catalog.look_up(kind, name, self._rules.face_alias))
             for kind, name in asked.items()
             if name is not None
         }
+        if not self._alias_told and catalog.normalise(ask.recognition or "") in catalog.FACE_ALIASES:
+            self._alias_told = True
+            log.warning(
+                "%s answers for InsightFace's models: its vectors cannot be compared with theirs, so run face detection "
+                "on all photos again after changing servers; see the README",
+                self._rules.face_alias,
+            )
+        return parts
 
     async def _answer_text(self, ask: Ask, text: str, parts: dict[Kind, Part], flow: Hashable) -> Answer:
         if "textual" not in parts or ("visual" in parts and not ask.either):

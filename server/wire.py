@@ -60,7 +60,7 @@ class Ask:
 class Face:
     """One face: its box (x1, y1, x2, y2) in pixels of the picture, its score, and its embedding if asked for."""
 
-    box: Sequence[float]
+    box: NDArray[np.float32]
     score: float
     embedding: NDArray[np.float32] | None
 

@@ -1,0 +1,316 @@
+"""The application over a real socket, with fake models: checks in order, answers of their own, hang-ups, limits."""
+
+import asyncio
+import io
+import itertools
+from typing import Any
+
+import aiohttp
+import numpy as np
+import orjson
+import pytest
+from PIL import Image
+
+from engines.errors import WeightsMissing
+from server.app import DOOR, PRELOAD, SHELF
+from tests.server.fakes import FakeEngines, FakeItem, fake_app, serving, unit
+
+CLIP = {"clip": {"visual": {"modelName": "demo"}}}
+TEXT = {"clip": {"textual": {"modelName": "demo"}}}
+FACES = {"facial-recognition": {"detection": {"modelName": "demo"}, "recognition": {"modelName": "demo"}}}
+
+
+def png(width: int = 64, height: int = 48, colour: tuple[int, int, int] = (200, 30, 40)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def form(entries: Any, image: bytes | None = None, text: str | None = None) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    data.add_field("entries", orjson.dumps(entries).decode())
+    if image is not None:
+        data.add_field("image", image, filename="blob", content_type="application/octet-stream")
+    if text is not None:
+        data.add_field("text", text)
+    return data
+
+
+async def until_waiting(app: Any, count: int) -> None:
+    """Let the loop turn until `count` items wait in the queues."""
+    async with asyncio.timeout(20):
+        while sum(loaded.queue.items for loaded in app[SHELF].loaded()) != count:  # noqa: ASYNC110 - a state, no event
+            await asyncio.sleep(0.001)
+
+
+async def test_a_photo_comes_back_with_vector_and_faces() -> None:
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+        response = await client.post("/predict", data=form({**CLIP, **FACES}, png(64, 48)))
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        body = await response.json()
+    assert (body["imageWidth"], body["imageHeight"]) == (64, 48)
+    assert np.linalg.norm(orjson.loads(body["clip"])) == pytest.approx(1, abs=1e-3)
+    assert [face["score"] for face in body["facial-recognition"]] == pytest.approx([0.95, 0.8])
+    assert body["facial-recognition"][0]["boundingBox"] == {"x1": -1, "y1": 2, "x2": 30, "y2": 40}
+    assert len(orjson.loads(body["facial-recognition"][1]["embedding"])) == 512
+
+
+async def test_each_of_many_gets_its_own_answer() -> None:
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+
+        async def ask(number: int) -> None:
+            if number % 3:
+                response = await client.post("/predict", data=form(TEXT, text=f"text {number}"))
+                expected = unit(("text", f"text {number}", None))
+            else:
+                picture = Image.new("RGB", (20 + number % 7, 20), (number % 256, number // 256, 3))
+                response = await client.post("/predict", data=form(CLIP, png(*picture.size, picture.getpixel((0, 0)))))  # type: ignore[arg-type]  # an RGB pixel is three numbers
+                expected = unit(("image", picture.size, picture.resize((8, 8)).tobytes()))
+            assert orjson.loads((await response.json())["clip"]) == pytest.approx(expected.tolist())
+
+        await asyncio.gather(*(ask(number) for number in range(600)))
+
+
+async def test_thresholds_of_two_requests_do_not_disturb_each_other() -> None:
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+
+        async def faces(min_score: float) -> int:
+            wanted = {"facial-recognition": {"detection": {"modelName": "demo", "options": {"minScore": min_score}}}}
+            body = await (await client.post("/predict", data=form(wanted, png()))).json()
+            assert all(set(face) == {"boundingBox", "score"} for face in body["facial-recognition"])
+            return len(body["facial-recognition"])
+
+        asked = [0.5, 0.7, 0.9, 0.99] * 20
+        found = await asyncio.gather(*(faces(score) for score in asked))
+    assert found == [{0.5: 3, 0.7: 2, 0.9: 1, 0.99: 0}[score] for score in asked]
+
+
+async def test_no_face_asks_nothing_of_the_recogniser() -> None:
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+        body = await (await client.post("/predict", data=form(FACES, png(colour=(0, 0, 0))))).json()
+    assert body["facial-recognition"] == []
+    assert engines.models["recognition", "demo"].batches == []
+
+
+TRICKY_ORDER = [
+    # what is wrong, from the first check to the last: the first wins
+    ({"dance": {}}, b"no image", 422),
+    ({"ocr": {"detection": {"modelName": "x"}}, "clip": {"visual": {"modelName": "nobody"}}}, b"no image", 501),
+    ({"clip": {"visual": {"modelName": "nobody"}, "textual": {"modelName": "demo"}}}, b"no image", 422),
+    ({"clip": {"visual": {"modelName": "demo"}, "textual": {"modelName": "demo"}}}, b"no image", 400),
+    (CLIP, b"no image", 400),
+    (CLIP, png()[:60], 400),
+    (CLIP, png(), 503),
+]
+
+
+@pytest.mark.parametrize(("entries", "image", "status"), TRICKY_ORDER)
+async def test_checks_come_in_the_order_of_the_contract(entries: Any, image: bytes, status: int) -> None:
+    engines = FakeEngines()
+    engines.error = WeightsMissing("demo.safetensors is not in /cache: run python -m scripts.fetch_weights demo")
+    async with serving(fake_app(engines)) as client:
+        response = await client.post("/predict", data=form(entries, image))
+        assert response.status == status
+        detail = (await response.json())["detail"]
+    if status == 503:
+        assert "scripts.fetch_weights" in detail
+
+
+async def test_reason_phrases_are_ours_and_details_say_what_to_do() -> None:
+    async with serving(fake_app(FakeEngines())) as client:
+        asked = {"clip": {"visual": {"modelName": "ViT-B-33__openai\r\nX-Evil: 1"}}}
+        response = await client.post("/predict", data=form(asked, png()))
+        assert (response.status, response.reason) == (422, "Unknown model")
+        assert "ViT-B-32__openai" in (await response.json())["detail"]
+        assert "X-Evil" not in response.headers
+        response = await client.post("/predict", data=form(CLIP))
+        assert (response.status, response.reason) == (400, "Either image or text must be provided")
+
+
+async def test_unknown_paths_and_methods_are_told_in_json() -> None:
+    async with serving(fake_app(FakeEngines())) as client:
+        missing, wrong = await client.get("/nowhere"), await client.get("/predict")
+        assert (missing.status, wrong.status) == (404, 405)
+        assert wrong.headers["Allow"] == "POST"
+        assert {*(await missing.json()), *(await wrong.json())} == {"detail"}
+
+
+async def test_the_simple_routes() -> None:
+    async with serving(fake_app(FakeEngines())) as client:
+        assert await (await client.get("/")).json() == {"message": "Immich ML"}
+        ping = await client.get("/ping")
+        assert (await ping.read(), ping.content_type) == (b"pong", "text/plain")
+        assert (await client.get("/health/live")).status == 200
+
+
+async def test_an_unforeseen_failure_is_a_500_for_that_request_alone(caplog: pytest.LogCaptureFixture) -> None:
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+        await client.post("/predict", data=form(TEXT, text="first"))
+        engines.models["textual", "demo"].fail = lambda item: item[1] == "bad"
+        asked = [client.post("/predict", data=form(TEXT, text=text)) for text in ("good", "bad", "fine")]
+        responses = await asyncio.gather(*asked)
+        assert [response.status for response in responses] == [200, 500, 200]
+        assert "log" in (await responses[1].json())["detail"]
+    assert "the fake was told to fail" in caplog.text
+
+
+async def test_a_full_queue_answers_503_with_retry_after() -> None:
+    engines = FakeEngines()
+    app = fake_app(engines, queue_items=2)
+    async with serving(app) as client:
+        await client.post("/predict", data=form(TEXT, text="warm"))
+        model = engines.models["textual", "demo"]
+        model.gate.clear()
+        running = asyncio.create_task(client.post("/predict", data=form(TEXT, text="0")))
+        for _ in range(2):  # the warm one and this one
+            assert await asyncio.to_thread(model.running.acquire, timeout=20)
+        waiting = [asyncio.create_task(client.post("/predict", data=form(TEXT, text=str(i)))) for i in (1, 2)]
+        await until_waiting(app, 2)
+        refused = await client.post("/predict", data=form(TEXT, text="3"))
+        assert (refused.status, refused.reason) == (503, "Queue full")
+        assert int(refused.headers["Retry-After"]) >= 1
+        model.gate.set()
+        assert [(await task).status for task in (running, *waiting)] == [200, 200, 200]
+
+
+async def test_a_client_that_hangs_up_in_the_queue_costs_nothing_more() -> None:
+    engines = FakeEngines()
+    app = fake_app(engines)
+    async with serving(app) as client:
+        await client.post("/predict", data=form(TEXT, text="warm"))
+        model = engines.models["textual", "demo"]
+        model.gate.clear()
+        running = asyncio.create_task(client.post("/predict", data=form(TEXT, text="runs")))
+        for _ in range(2):
+            assert await asyncio.to_thread(model.running.acquire, timeout=20)
+        leaving = [asyncio.create_task(client.post("/predict", data=form(TEXT, text=f"x{i}"))) for i in range(5)]
+        staying = asyncio.create_task(client.post("/predict", data=form(TEXT, text="stays")))
+        await until_waiting(app, 6)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        async with asyncio.timeout(20):
+            while app[DOOR].inside != 2:  # noqa: ASYNC110 - a state, no event
+                await asyncio.sleep(0.001)
+        model.gate.set()
+        assert ((await running).status, (await staying).status) == (200, 200)
+    assert model.batches == [1, 1, 1], "the five that hung up were dropped at the cut"
+
+
+async def test_ping_answers_while_a_model_loads_and_a_batch_runs() -> None:
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+        engines.gate.clear()
+        loading = asyncio.create_task(client.post("/predict", data=form(TEXT, text="x")))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            async with asyncio.timeout(5):
+                assert await (await client.get("/ping")).text() == "pong"
+        assert not loading.done()
+        engines.gate.set()
+        assert (await loading).status == 200
+
+
+async def test_pictures_wait_for_room_to_be_decoded_and_nobody_is_refused() -> None:
+    engines = FakeEngines()
+    app = fake_app(engines, max_decoded_pixels=64 * 48 * 2)
+    async with serving(app) as client:
+        asked = [client.post("/predict", data=form(FACES, png(64, 48, (i, 1, 1)))) for i in range(40)]
+        assert {response.status for response in await asyncio.gather(*asked)} == {200}
+    assert max(engines.models["detection", "demo"].batches) <= 2
+
+
+async def test_limits_on_pixels_are_checked_by_the_header() -> None:
+    async with serving(fake_app(FakeEngines(), max_pixels=1000)) as client:
+        assert (await client.post("/predict", data=form(CLIP, png(64, 48)))).status == 413
+        assert (await client.post("/predict", data=form(CLIP, png(20, 20)))).status == 200
+
+
+async def test_ocr_can_be_answered_as_empty() -> None:
+    async with serving(fake_app(FakeEngines(), ocr="empty")) as client:
+        wanted = {"ocr": {"detection": {"modelName": "x"}, "recognition": {"modelName": "x"}}, **CLIP}
+        body = await (await client.post("/predict", data=form(wanted, png()))).json()
+    assert set(body) == {"ocr", "clip", "imageWidth", "imageHeight"}
+    assert body["ocr"]["text"] == []
+
+
+async def test_face_names_of_other_servers_are_served_by_the_alias_or_refused() -> None:
+    wanted = {"facial-recognition": {kind: {"modelName": "buffalo_l"} for kind in ("detection", "recognition")}}
+    engines = FakeEngines()
+    async with serving(fake_app(engines)) as client:
+        assert (await client.post("/predict", data=form(wanted, png()))).status == 200
+    assert ("recognition", "facenet-vggface2") in engines.models
+    async with serving(fake_app(FakeEngines(), face_alias="")) as client:
+        refused = await client.post("/predict", data=form(wanted, png()))
+        assert refused.status == 422
+        assert "MACHINE_LEARNING_FACE_ALIAS" in (await refused.json())["detail"]
+
+
+async def test_ready_tells_of_preloading_and_of_dead_threads(caplog: pytest.LogCaptureFixture) -> None:
+    engines = FakeEngines()
+    engines.gate.clear()
+    app = fake_app(engines, preload_clip_textual=("demo",))
+    async with serving(app) as client:
+        response = await client.get("/health/ready")
+        assert (response.status, (await response.json())["status"]) == (503, "loading the preloaded models")
+        engines.gate.set()
+        await app[PRELOAD]
+        assert (await client.get("/health/ready")).status == 200
+
+        def die(item: Any) -> bool:
+            raise SystemExit("out of the thread")
+
+        engines.models["textual", "demo"].fail = die
+        assert (await client.post("/predict", data=form(TEXT, text="x"))).status == 503
+        response = await client.get("/health/ready")
+        assert response.status == 503
+        assert "died" in (await response.json())["status"]
+    assert "died" in caplog.text
+
+
+async def test_models_lists_what_is_known_and_what_is_loaded() -> None:
+    async with serving(fake_app(FakeEngines(), clip_resize="crop")) as client:
+        await client.post("/predict", data=form(TEXT, text="x"))
+        body = await (await client.get("/models")).json()
+    assert [(one["name"], one["kind"], one["untrained"]) for one in body["loaded"]] == [("demo", "textual", True)]
+    known = {one["name"]: one for one in itertools.chain(*body["known"].values())}
+    assert known["ViT-B-16-SigLIP2__webli"] == {
+        "name": "ViT-B-16-SigLIP2__webli",
+        "dimension": 768,
+        "size": 224,
+        "resize": "crop",
+        "untrained": False,
+    }
+    assert next(one for one in body["known"]["facial-recognition"] if one["name"] == "demo")["untrained"] is True
+
+
+async def test_the_weight_of_a_detection_is_its_pixels() -> None:
+    engines = FakeEngines()
+    seen: list[FakeItem] = []
+
+    def note(item: FakeItem) -> bool:
+        seen.append(item)
+        return False
+
+    async with serving(fake_app(engines)) as client:
+        await client.post("/predict", data=form(FACES, png()))
+        engines.models["detection", "demo"].fail = note
+        await client.post("/predict", data=form(FACES, png(30, 20)))
+    assert [item.weight for item in seen] == [600]
+
+
+async def test_the_log_says_once_that_faces_live_in_another_space(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    wanted = {"facial-recognition": {kind: {"modelName": "buffalo_l"} for kind in ("detection", "recognition")}}
+    async with serving(fake_app(FakeEngines())) as client:
+        for _ in range(3):
+            await client.post("/predict", data=form(wanted, png()))
+    told = [record for record in caplog.records if "run face detection on all photos again" in record.message]
+    assert len(told) == 1
+    assert "facenet-vggface2" in told[0].message
