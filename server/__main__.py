@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -80,7 +79,7 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
-async def serve(settings: Settings, sock: socket.socket) -> Sequence[str]:
+async def serve(settings: Settings, sock: socket.socket) -> list[str]:
     """Serve on `sock` until a signal comes and the grace time is over; return what could not be ended."""
     engines = Engines(engine_config(settings))
     app = create_app(settings, engines.load, engines.release, engines.warm_up)
@@ -104,8 +103,7 @@ async def serve(settings: Settings, sock: socket.socket) -> Sequence[str]:
     await drain(app, site, settings.shutdown_grace_s, hurry)
     await runner.cleanup()
     log.info("ended")
-    stuck = app[STUCK]
-    return stuck
+    return app[STUCK]
 
 
 async def drain(app: web.Application, site: web.BaseSite, grace: float, hurry: asyncio.Event) -> None:

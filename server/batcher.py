@@ -83,7 +83,7 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         """Whether both threads work."""
-        return all(thread.is_alive() for thread in self._threads)
+        return self.failure is None and all(thread.is_alive() for thread in self._threads)
 
     def add(self, model: BatchModel, name: str, lane: Lane, limits: Limits = DEFAULT_LIMITS) -> Queue:
         """Give `model` a queue on this device."""
@@ -167,7 +167,8 @@ class Scheduler:
         started = time.perf_counter()
         try:
             outcomes = _compute(batch.queue.model, [waiter.item for waiter in batch.waiters], batch.collated)
-        except BaseException:
+        except BaseException as error:
+            self.failure = error
             self._to_loop(_fail, batch.waiters, Closed(f"the scheduler of {self.name} died: see the log"))
             raise
         seconds = time.perf_counter() - started

@@ -78,8 +78,8 @@ class Predictor:
         if not self._alias_told and catalog.normalise(ask.recognition or "") in catalog.FACE_ALIASES:
             self._alias_told = True
             log.warning(
-                "%s answers for InsightFace's models: its vectors cannot be compared with theirs, so run face detection "
-                "on all photos again after changing servers; see the README",
+                "%s answers for InsightFace's models, and its vectors cannot be compared with theirs: "
+                "run face detection on all photos again after changing servers; see the README",
                 self._rules.face_alias,
             )
         return parts
