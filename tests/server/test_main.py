@@ -1,0 +1,206 @@
+"""python -m server as a process: it starts, answers, and ends on signals without losing a request."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from server.__main__ import listen
+
+ROOT = Path(__file__).parents[2]
+# The real process with fake models: texts that begin with "slow" stay on the device for the seconds that follow.
+PROGRAM = """
+import sys, time
+import server.__main__ as main
+from tests.server.fakes import FakeEngines, FakeModel
+
+class Slow(FakeModel):
+    def run(self, batch):
+        time.sleep(max(float(item[1].split()[1]) if item[1].startswith("slow") else 0 for item in batch))
+        return super().run(batch)
+
+class Engines(FakeEngines):
+    def __init__(self, config):
+        super().__init__()
+
+    def warm_up(self):
+        pass
+
+    def load(self, part):
+        return Slow(part.kind, part.entry.name)
+
+main.Engines = Engines
+sys.exit(main.main())
+"""
+Ask = Callable[[str], Awaitable[int]]
+
+
+class Process:
+    """A running server."""
+
+    def __init__(self, process: "asyncio.subprocess.Process", port: int, log: list[str]) -> None:
+        self.process = process
+        self.port = port
+        self.log = log
+
+    async def ask(self, text: str) -> int:
+        """Send a text for embedding; return the status."""
+        data = {"entries": '{"clip":{"textual":{"modelName":"demo"}}}', "text": text}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"http://127.0.0.1:{self.port}/predict", data=data) as response,
+        ):
+            body = await response.json()
+            assert "clip" in body if response.status == 200 else "detail" in body
+            return response.status
+
+    async def end(self, number: int = signal.SIGTERM) -> tuple[int, float]:
+        """Send a signal; return exit code and seconds until the process was gone."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        async with asyncio.timeout(30):
+            return await self.process.wait(), time.monotonic() - started
+
+    async def until_logged(self, pattern: str) -> re.Match[str]:
+        async with asyncio.timeout(30):
+            while True:
+                if match := re.search(pattern, "\n".join(self.log)):
+                    return match
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def server(**settings: str) -> AsyncIterator[Process]:
+    environ = {**os.environ, "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0", **settings}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+    )
+    log: list[str] = []
+
+    async def read() -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            log.append(line.decode().rstrip())  # noqa: PERF401 - it is read while it grows
+
+    reading = asyncio.create_task(read())
+    running = Process(process, 0, log)
+    try:
+        running.port = int((await running.until_logged(r"listening on http://127.0.0.1:(\d+)"))[1])
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+    assert "Traceback" not in "\n".join(log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_an_idle_server_at_once_with_code_0(number: signal.Signals) -> None:
+    async with server() as running:
+        assert await running.ask("hello") == 200
+        code, seconds = await running.end(number)
+    assert code == 0
+    assert seconds < 5
+
+
+async def test_what_fits_into_the_grace_time_is_answered_and_new_connections_are_refused() -> None:
+    async with server() as running:
+        assert await running.ask("warm") == 200
+        slow = asyncio.create_task(running.ask("slow 1.5"))
+        await asyncio.sleep(0.3)
+        ending = asyncio.create_task(running.end())
+        await running.until_logged("shutting down: 1 requests")
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await running.ask("too late")
+        assert await slow == 200
+        code, seconds = await ending
+    assert code == 0
+    assert seconds < 5
+
+
+async def test_what_does_not_fit_gets_503_and_the_process_ends_even_with_a_batch_on_the_device() -> None:
+    async with server(MACHINE_LEARNING_SHUTDOWN_GRACE_S="0.5") as running:
+        assert await running.ask("warm") == 200
+        stuck = [asyncio.create_task(running.ask(f"slow 20 {i}")) for i in range(3)]
+        await asyncio.sleep(0.5)
+        code, seconds = await running.end()
+        assert [await task for task in stuck] == [503, 503, 503]
+    assert code == 0
+    assert seconds < 5
+
+
+async def test_a_body_that_never_ends_gets_its_503_too() -> None:
+    async with server(MACHINE_LEARNING_SHUTDOWN_GRACE_S="0.5") as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+            b"Content-Type: multipart/form-data; boundary=XX\r\n\r\n--XX\r\n"
+        )
+        await writer.drain()
+        await asyncio.sleep(0.3)
+        code, _ = await running.end()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 503 Shutting down")
+        writer.close()
+    assert code == 0
+
+
+async def test_a_second_signal_ends_the_grace_time() -> None:
+    async with server(MACHINE_LEARNING_SHUTDOWN_GRACE_S="60") as running:
+        assert await running.ask("warm") == 200
+        slow = asyncio.create_task(running.ask("slow 20"))
+        await asyncio.sleep(0.3)
+        running.process.send_signal(signal.SIGINT)
+        await running.until_logged("shutting down")
+        code, seconds = await running.end(signal.SIGINT)
+        assert await slow == 503
+    assert (code, seconds < 5) == (0, True)
+
+
+async def test_settings_without_effect_and_untrained_models_are_told_at_the_start() -> None:
+    async with server(MACHINE_LEARNING_WORKERS="4", MACHINE_LEARNING_UNTRAINED="true") as running:
+        await running.end()
+    log = "\n".join(running.log)
+    assert "MACHINE_LEARNING_WORKERS has no effect" in log
+    assert "RANDOM WEIGHTS" in log
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("IMMICH_PORT", "99999", "IMMICH_PORT is '99999'"),
+        ("MACHINE_LEARNING_MIN_FACE", "tiny", "MACHINE_LEARNING_MIN_FACE is 'tiny'"),
+        ("MACHINE_LEARNING_PRELOAD__CLIP__VISUAL", "ViT-B-33__openai", "ViT-B-32__openai"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_code_2_and_a_sentence(name: str, value: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server"], cwd=ROOT, env={**os.environ, name: value}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_ends_the_start_with_code_1_and_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environ = {**os.environ, "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": str(taken.getsockname()[1])}
+        done = subprocess.run([sys.executable, "-m", "server"], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot listen on 127.0.0.1" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["[::]", "", "::", "127.0.0.1", "0.0.0.0"])  # noqa: S104 - what users set
+def test_every_way_to_write_an_address_listens_for_ipv4(host: str) -> None:
+    with listen(host, 0) as sock:
+        socket.create_connection(("127.0.0.1", sock.getsockname()[1]), timeout=5).close()
