@@ -7,6 +7,7 @@ that make no sense here are accepted, and `advice` says what replaces them.
 import difflib
 import os
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,14 +20,14 @@ PREFIX = "MACHINE_LEARNING_"
 # An empty value means "not set" (compose files pass unset variables on as empty ones), except where it says something.
 _EMPTY_MEANS_EMPTY = {"face_alias"}
 
-# Settings of the reference deployment that have no meaning here, by the beginning of their name.
+# Settings of the reference deployment that have no meaning here, as patterns of names.
 REPLACED = {
     "MACHINE_LEARNING_WORKERS": "one process serves all requests, in batches: leave it out",
     "MACHINE_LEARNING_WORKER_TIMEOUT": "no worker is killed for being slow: leave it out",
     "MACHINE_LEARNING_MODEL_INTER_OP_THREADS": "batches take its place: see MACHINE_LEARNING_MODEL_INTRA_OP_THREADS",
-    "MACHINE_LEARNING_MAX_BATCH_SIZE__": "batches form by themselves: see MACHINE_LEARNING_QUEUE_ITEMS",
-    "MACHINE_LEARNING_ANN": "there is no ARM NN here: PyTorch runs on the processor",
-    "MACHINE_LEARNING_RKNN": "there is no RKNN here: PyTorch runs on the processor",
+    "MACHINE_LEARNING_MAX_BATCH_SIZE__*": "batches form by themselves: see MACHINE_LEARNING_QUEUE_ITEMS",
+    "MACHINE_LEARNING_ANN*": "there is no ARM NN here: PyTorch runs on the processor",
+    "MACHINE_LEARNING_RKNN*": "there is no RKNN here: PyTorch runs on the processor",
 }
 
 
@@ -128,7 +129,7 @@ class Settings(BaseSettings):
     )
     face_alias: str = Field(
         "facenet-vggface2",
-        description="Face model that answers for `buffalo_l|m|s` and `antelopev2`; empty refuses these names.",
+        description="Face model that answers for `buffalo_l`, `buffalo_m`, `buffalo_s`, `antelopev2`; empty refuses them.",
     )
     min_face: int = Field(
         40,
@@ -195,7 +196,7 @@ def advice(environ: Mapping[str, str] | None = None) -> list[str]:
     for name in sorted(os.environ if environ is None else environ):
         if name in known or not name.startswith(PREFIX):
             continue
-        replaced = next((text for start, text in REPLACED.items() if name.startswith(start)), None)
+        replaced = next((text for pattern, text in REPLACED.items() if fnmatchcase(name, pattern)), None)
         if replaced is not None:
             sentences.append(f"{name} has no effect: {replaced}")
             continue

@@ -78,7 +78,7 @@ def test_old_and_new_preload_names_mean_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 def test_settings_without_a_meaning_here_are_told_what_replaces_them() -> None:
-    replaced = [name + "X" if name.endswith("__") else name for name in REPLACED]
+    replaced = [pattern.replace("*", "X") for pattern in REPLACED]
     environ = dict.fromkeys([*replaced, "MACHINE_LEARNING_ANN_FP16_TURBO", "MACHINE_LEARNING_RKNN_THREADS"], "1")
     sentences = advice(environ)
     assert len(sentences) == len(environ)
