@@ -49,6 +49,7 @@ def main() -> int:
     logging.basicConfig(
         level=LEVELS[settings.log_level], format="%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S"
     )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request of a download is of no use
     for sentence in advice():
         log.warning(sentence)
     if settings.untrained:

@@ -1,0 +1,200 @@
+import io
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from engines import images
+from engines.errors import ImageError, ImageTooLarge
+
+LIMIT = 1_000_000
+RANDOM = np.random.default_rng(3)
+PHOTO = Image.fromarray(RANDOM.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((160, 120))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+WRITABLE = [kind for kind in images.FORMATS if kind not in ("HEIF", "MPO")]
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_every_format_is_read_and_its_header_told(kind: str) -> None:
+    data = encoded(PHOTO, kind)
+    assert images.probe(data, LIMIT) == images.Header(kind, 160, 120)
+    decoded = images.decode(data, LIMIT)
+    assert (decoded.mode, decoded.size) == ("RGB", (160, 120))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(np.asarray(decoded), expected)
+
+
+def test_of_an_mpo_the_first_picture_is_taken() -> None:
+    second = PHOTO.transpose(Image.Transpose.ROTATE_180)
+    data = encoded(PHOTO, "MPO", save_all=True, append_images=[second])
+    assert images.probe(data, LIMIT).format == "MPO"
+    first = np.asarray(images.decode(data, LIMIT)).astype(int)
+    assert np.abs(first - np.asarray(PHOTO)).mean() < np.abs(first - np.asarray(second)).mean()
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    black, white = Image.new("RGB", (30, 20)), Image.new("RGB", (30, 20), "white")
+    data = encoded(black, "GIF", save_all=True, append_images=[white])
+    assert np.asarray(images.decode(data, LIMIT)).max() == 0
+
+
+def palette_with_transparency() -> Image.Image:
+    image = PHOTO.convert("P")
+    image.info["transparency"] = bytes(range(256))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (PHOTO.convert("RGBA"), "PNG"),
+        (PHOTO.convert("LA"), "PNG"),
+        (PHOTO.convert("L"), "PNG"),
+        (PHOTO.convert("1"), "PNG"),
+        (palette_with_transparency(), "PNG"),
+        (PHOTO.convert("CMYK"), "JPEG"),
+        (PHOTO.convert("L"), "JPEG"),
+        (PHOTO.convert("F"), "TIFF"),
+        (PHOTO.convert("RGBA"), "WEBP"),
+    ],
+)
+def test_other_modes_become_rgb_as_open_clip_makes_them(image: Image.Image, kind: str) -> None:
+    data = encoded(image, kind)
+    stored = Image.open(io.BytesIO(data))
+    stored.load()
+    stored.info.pop("transparency", None)  # Pillow warns of it, and converts the colours alike without it
+    assert np.array_equal(np.asarray(images.decode(data, LIMIT)), np.asarray(stored.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_of_16_bits_keeps_its_high_byte(kind: str) -> None:
+    grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    decoded = np.asarray(images.decode(encoded(Image.fromarray(grey), kind), LIMIT))
+    assert np.array_equal(decoded, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_as_sent_unless_exif_is_asked_for(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(PHOTO, "PNG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(images.decode(data, LIMIT)), np.asarray(PHOTO))
+    assert np.array_equal(np.asarray(images.decode(data, LIMIT, exif=True)), np.asarray(upright))
+
+
+def test_the_limit_is_checked_by_the_header_alone() -> None:
+    # A PNG header that announces 30000x30000 pixels, and no pixels behind it.
+    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    bomb = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    bomb += encoded(Image.new("RGB", (1, 1)), "PNG")[33:]
+    for read in (images.probe, images.decode):
+        with pytest.raises(ImageTooLarge, match=r"30000x30000.*MACHINE_LEARNING_MAX_PIXELS"):
+            read(bomb, 200_000_000)
+    with pytest.raises(ImageTooLarge):
+        images.decode(encoded(PHOTO, "PNG"), 160 * 120 - 1)
+    assert images.decode(encoded(PHOTO, "PNG"), 160 * 120).size == (160, 120)
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
+def test_a_file_that_is_cut_off_is_refused(kind: str, kept: float) -> None:
+    data = encoded(PHOTO, kind)
+    with pytest.raises(ImageError):
+        images.decode(data[: int(len(data) * kept)], LIMIT)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_half_a_jpeg_is_refused_with_a_sentence(progressive: bool) -> None:
+    data = encoded(PHOTO, "JPEG", progressive=progressive)
+    with pytest.raises(ImageError, match="JPEG picture is cut off or damaged: send the whole file"):
+        images.decode(data[: len(data) // 2], LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "empty"),
+        (b"not a picture at all", "no picture"),
+        (b"<html><body>404</body></html>", "markup"),
+        (b"%PDF-1.7 and so on", "a PDF"),
+        (b"\x00\x00\x00\x18ftypmp42secret", "a video"),
+        (b"\xff\xd8\xffsecret", "a JPEG"),
+    ],
+)
+def test_what_is_no_picture_is_called_by_its_kind_and_never_quoted(data: bytes, told: str) -> None:
+    for read in (images.probe, images.decode):
+        with pytest.raises(ImageError, match=told) as caught:
+            read(data, LIMIT)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    png = bytearray(encoded(PHOTO, "PNG"))
+    png[16:20] = bytes(4)  # the width
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    bmp = bytearray(encoded(PHOTO, "BMP"))
+    bmp[18:22] = bytes(4)
+    for data in (png, bmp):
+        with pytest.raises(ImageError):
+            images.decode(bytes(data), LIMIT)
+
+
+def test_formats_that_are_not_served_are_refused() -> None:
+    for kind in ("PPM", "TGA", "ICO", "PCX"):
+        with pytest.raises(ImageError, match="send a whole JPEG"):
+            images.decode(encoded(PHOTO, kind), LIMIT)
+
+
+# pytest puts its own filter before the one that engines.images sets for Pillow's warnings.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_damaged_files_end_in_a_picture_or_in_our_error(kind: str) -> None:
+    whole = encoded(PHOTO.resize((40, 30)), kind)
+    random = np.random.default_rng(11)
+    outcomes = set()
+    for _ in range(100):
+        data = bytearray(whole)
+        for position in random.integers(0, min(len(data), int(random.choice([60, 400, len(data)]))), 3):
+            data[position] = random.integers(0, 256)
+        try:
+            assert images.decode(bytes(data), LIMIT, exif=True).mode == "RGB"
+            outcomes.add("picture")
+        except ImageError:
+            outcomes.add("error")
+    assert "error" in outcomes
+
+
+CORRUPT_EXIF = """
+import sys
+from engines import images
+print(images.decode(sys.stdin.buffer.read(), 1_000_000, exif=True).size)
+"""
+
+
+def test_damaged_exif_costs_neither_the_picture_nor_a_warning() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description that is long enough to be stored outside of its entry"
+    data = encoded(PHOTO, "JPEG", exif=exif.tobytes()[:-40])
+    run = subprocess.run(  # noqa: S603 - our own text
+        [sys.executable, "-W", "error", "-c", CORRUPT_EXIF], input=data, capture_output=True, check=False
+    )
+    assert run.stderr == b""
+    assert run.stdout.decode().strip() in ("(160, 120)", "(120, 160)")
+
+
+def test_pictures_of_the_library_itself_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    PHOTO.save(path)
+    assert images.decode(path.read_bytes(), LIMIT).size == (160, 120)
