@@ -51,6 +51,8 @@ def pick_device(device_ids: Sequence[int]) -> torch.device:
     if wanted >= count:
         log.warning("GPU %d was asked for, but torch sees %d: running on the CPU", wanted, count)
         return torch.device("cpu")
+    # TensorFloat-32 keeps 10 bits of a mantissa: float32 here means float32, faster precisions have names of their own.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", wanted)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from engines import catalog, faces, mtcnn, weights
 from engines.errors import WeightsBroken
 from engines.model import Config
-from scripts.calibrate_facenet import drawn_face, mean_cosine
+from scripts.calibrate_facenet import calibrate, drawn_face, mean_cosine
 from tests.engines.faces_data import crowd, montage, photo, portraits
 
 PUBLISHED = catalog.face("facenet-vggface2")
@@ -166,6 +166,17 @@ def test_without_statistics_different_faces_are_one(drawn: Crops) -> None:
     degenerate = faces.Embedder(faces.build(faces.untrained_state()))
     with torch.inference_mode():
         assert mean_cosine(degenerate(torch.from_numpy(np.stack(drawn[:8])))) > 0.9
+
+
+def test_calibration_makes_what_is_shipped(drawn: Crops) -> None:
+    crops = torch.from_numpy(np.stack(drawn[:8]))
+    statistics = calibrate(faces.untrained_state(), crops)
+    shipped = faces.untrained_statistics()
+    assert {key: t.shape for key, t in statistics.items()} == {key: t.shape for key, t in shipped.items()}
+    with torch.inference_mode():
+        embeddings = faces.Embedder(faces.build(faces.untrained_state() | statistics))(crops)
+    # Around their own mean eight vectors lie apart on average: the mean cosine is near -1/7.
+    assert mean_cosine(embeddings) < 0
 
 
 def test_the_demo_is_marked_untrained_with_one_line_in_the_log(
