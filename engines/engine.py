@@ -60,9 +60,9 @@ def choose(network: nn.Module, device: torch.device) -> Choice:
     """Return the best engine for `network` on `device`: eager float32, the only backend so far."""
     engine = eager.load(network, device)
     if device.type == "cpu":
-        return Choice(engine, tuple(range(1, MAX_BATCH + 1)), "eager float32: no compiled engine for this model")
+        return Choice(engine, tuple(range(1, MAX_BATCH + 1)), "no compiled engine for this model")
     # On a GPU every new shape costs memory that the caching allocator keeps: few shapes keep it flat.
-    return Choice(engine, powers_of_two(MAX_BATCH), "eager float32: no compiled engine for this model")
+    return Choice(engine, powers_of_two(MAX_BATCH), "no compiled engine for this model")
 
 
 def powers_of_two(largest: int) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ class Detector:
             device=str(nets.device),
             backend="eager",
             precision="float32",
-            reason="eager float32: three small networks over pictures of all sizes",
+            reason="three small networks over pictures of all sizes",
             untrained=False,
             bytes=sum(_bytes(net) for net in (nets.proposal, nets.refine, nets.output)),
         )

@@ -99,7 +99,8 @@ async def serve(settings: Settings, sock: socket.socket) -> list[str]:
     await runner.setup()
     site = web.SockSite(runner, sock)
     await site.start()
-    log.info("listening on http://%s:%d", *sock.getsockname()[:2])
+    address, port = sock.getsockname()[:2]
+    log.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
     await stop.wait()
     await drain(app, site, settings.shutdown_grace_s, hurry)
     await runner.cleanup()
