@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from PIL import Image
@@ -50,7 +51,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(cache_folder: Path) -> AsyncIterator[Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -58,8 +59,7 @@ async def client(cache_folder: Path) -> AsyncIterator[Client]:
         engines = Engines(engine_config(settings))
         app = create_app(settings, engines.load, engines.release, engines.warm_up)
         server = TestServer(app)
-        await server.start_server(handler_cancellation=True)
-        # 100 connections are aiohttp's default for a client: enough for what is asked at once here
+        await server.start_server()
         async with aiohttp.ClientSession() as session:
             yield Client(app, str(server.make_url("/predict")), session)
         await server.close()
@@ -134,7 +134,7 @@ async def test_mixed_tasks_at_once_do_not_disturb_each_other(client: Client) -> 
         client.fields(entries=FACES, image=image),
         client.fields(entries=both, image=image),
         client.fields(entries=TEXT, text=b"a red circle"),
-    ] * 1
+    ]
     for wanted, answer in zip(expected, await asyncio.gather(*asked), strict=True):
         assert set(answer) == set(wanted)
         if "clip" in wanted:
