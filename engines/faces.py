@@ -124,10 +124,9 @@ class Recogniser:
         """Return crops (160, 160, 3) as one batch (B, 160, 160, 3)."""
         return np.stack(items)
 
-    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the embeddings (B, 512) float32 of a batch (B, 160, 160, 3), each of length 1."""
-        embeddings: NDArray[np.float32] = run_padded(self._choice, torch.from_numpy(batch)).cpu().numpy()
-        return embeddings
+    def run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Return the embeddings, (512,) float32 of length 1, of a batch (B, 160, 160, 3)."""
+        return list(run_padded(self._choice, torch.from_numpy(batch)).cpu().numpy())
 
 
 class Embedder(nn.Module):

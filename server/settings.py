@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     )
     face_alias: str = Field(
         "facenet-vggface2",
-        description="Face model that answers for `buffalo_l`, `buffalo_m`, `buffalo_s`, `antelopev2`; empty refuses them.",
+        description="Face model that answers for `buffalo_l`, `buffalo_m`, `buffalo_s`, `antelopev2`; empty refuses.",
     )
     min_face: int = Field(
         40,

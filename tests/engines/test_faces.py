@@ -145,8 +145,8 @@ def test_embeddings_are_those_of_facenet_pytorch(
 @pytest.mark.parametrize("rows", [1, 3, 32])
 def test_a_face_has_the_same_embedding_in_any_batch(recogniser: faces.Recogniser, drawn: Crops, rows: int) -> None:
     alone = np.concatenate([recogniser.run(recogniser.collate([crop])) for crop in drawn[:4]])
-    first = recogniser.run(recogniser.collate(drawn[:rows]))
-    last = recogniser.run(recogniser.collate([*drawn[32 - rows + 1 :], drawn[0]]))
+    first = np.stack(recogniser.run(recogniser.collate(drawn[:rows])))
+    last = np.stack(recogniser.run(recogniser.collate([*drawn[32 - rows + 1 :], drawn[0]])))
     assert first.shape == last.shape == (rows, 512)
     assert first.dtype == np.float32
     assert np.allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)

@@ -2,7 +2,6 @@ import io
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,9 +191,3 @@ def test_damaged_exif_costs_neither_the_picture_nor_a_warning() -> None:
     )
     assert run.stderr == b""
     assert run.stdout.decode().strip() in ("(160, 120)", "(120, 160)")
-
-
-def test_pictures_of_the_library_itself_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "photo.jpg"
-    PHOTO.save(path)
-    assert images.decode(path.read_bytes(), LIMIT).size == (160, 120)

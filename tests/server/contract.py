@@ -22,9 +22,9 @@ def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def photo() -> Image.Image:
-    """Return a real photo of a person, 512x512."""
-    return Image.fromarray(skimage.data.astronaut())
+def photo(name: str = "astronaut.png") -> Image.Image:
+    """Return a photo that comes with scikit-image; the astronaut is a real photo of a person, 512x512."""
+    return Image.open(Path(skimage.data.data_dir, name)).convert("RGB")
 
 
 def picture(kind: str) -> bytes:
@@ -91,7 +91,7 @@ def _value(value: Any) -> bytes:
         case {"@bytes": text}:
             return str(text).encode()
         case {"@repeat": text, "times": times}:
-            return (text * times).encode()
+            return (str(text) * int(times)).encode()
         case str():
             return value.encode()
     raise ValueError(f"the contract has a value that this file does not know: {value}")

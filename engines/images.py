@@ -1,0 +1,172 @@
+"""Bytes to pixels: which pictures are read, within which limit, and what is said of those that are not.
+
+Knows Pillow, its ways to fail, and what a header tells. Deliberately knows no model: neither sizes nor crops nor
+normalisation. Pictures come from strangers, so formats are few, sizes are checked by the header before anything is
+decoded, and every failure of the decoder becomes one ImageError.
+"""
+
+import importlib
+import importlib.util
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from engines.errors import ImageError, ImageTooLarge
+
+# Our own limit is checked by the header first, and says which setting to change; Pillow's would warn at half of its
+# own limit, and in a server a warning helps nobody.
+Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of damaged EXIF, odd MPO indexes and the like, and reads the pixels all the same. Filters are global, so
+# this one is set once here rather than around each call, where two threads would restore each other's.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+# The plugins register themselves when imported; done here once and not by the first unlucky request.
+Image.init()
+if importlib.util.find_spec("pillow_heif") is not None:
+    importlib.import_module("pillow_heif").register_heif_opener()
+
+# MPO is what many phones write: a JPEG with further pictures behind it, of which the first is taken.
+FORMATS = tuple(
+    name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF") if name in Image.OPEN
+)
+
+# What Pillow raises on damaged or hostile bytes. Its plugins parse with struct, slices and dictionaries and leave many
+# of the errors of those to the caller; asserts guard some of its states.
+DECODER_ERRORS = (
+    OSError,  # truncated data, broken streams; UnidentifiedImageError is one
+    SyntaxError,  # Pillow's word for a malformed header
+    ValueError,  # bad sizes, modes and tables; UnicodeDecodeError is one
+    EOFError,  # a chunk that ends before its announced length
+    ArithmeticError,  # sizes that overflow, rationals divided by zero
+    LookupError,  # tags, modes and table entries that are not there
+    TypeError,  # tags that hold another type than theirs
+    AttributeError,  # parts of a header that never came
+    AssertionError,
+    RuntimeError,  # what the AVIF decoder reports; NotImplementedError is one
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,  # sizes of tiles and frames beyond those of the header
+)
+
+# How files begin that are sent often enough by mistake to be called by name: (offset, bytes, name).
+_BEGINNINGS = (
+    (0, b"\xff\xd8\xff", "a JPEG"),
+    (0, b"\x89PNG", "a PNG"),
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\x00", "a TIFF or a raw photo"),
+    (0, b"MM\x00*", "a TIFF or a raw photo"),
+    (8, b"WEBP", "a WebP"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftypmif1", "a HEIF"),
+    (4, b"ftypcrx", "a raw photo"),
+    (4, b"ftyp", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"),
+    (0, b"\xff\x0a", "a JPEG XL"),
+    (4, b"JXL ", "a JPEG XL"),
+    (4, b"jP  ", "a JPEG 2000"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"<", "markup, such as HTML or SVG"),
+    (0, b"{", "JSON"),
+)
+
+_ORIENTATION = 0x0112  # the EXIF tag; CIPA DC-008, section 4.6.4
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture says of itself before it is decoded; sizes in pixels as stored, before any EXIF rotation."""
+
+    format: str
+    width: int
+    height: int
+
+
+def probe(data: bytes, max_pixels: int) -> Header:
+    """Read the header of a picture and decode nothing.
+
+    Raises ImageTooLarge if it announces more than `max_pixels` pixels, ImageError if it is none that can be read.
+    """
+    image = _open(data, max_pixels)
+    return Header(image.format or "", image.width, image.height)
+
+
+def decode(data: bytes, max_pixels: int, exif: bool = False) -> Image.Image:
+    """Return the picture in mode RGB, with its pixels as sent, or turned as its EXIF orientation says with `exif`.
+
+    Of animations the first frame. Transparency is dropped, not blended, and all else is converted as Pillow does
+    (which is what open_clip's transform does), but for 16-bit grey, which Pillow would clip to white: there the high
+    byte is taken, as Pillow itself does for 16-bit colour. Raises ImageTooLarge and ImageError.
+    """
+    image = _open(data, max_pixels)
+    try:
+        image.load()
+        upright = _turn(image) if exif else image
+        return _to_rgb(upright, image.format or "")
+    except DECODER_ERRORS as error:
+        raise ImageError(f"The {image.format} picture is cut off or damaged: send the whole file.") from error
+    except MemoryError as error:
+        raise ImageError(
+            f"The {image.format} picture of {image.width}x{image.height} pixels needs more memory than there is: "
+            "send a smaller one."
+        ) from error
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ImageError("The image is empty: send the bytes of a picture.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (*DECODER_ERRORS, MemoryError) as error:
+        raise ImageError(
+            f"These bytes cannot be read as a picture, they look like {_looks_like(data)}: "
+            f"send a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        ) from error
+    if image.width <= 0 or image.height <= 0:
+        raise ImageError(f"The {image.format} picture has no pixels: its header says {image.width}x{image.height}.")
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(
+            f"The picture has {image.width}x{image.height} pixels, the limit is {max_pixels}: "
+            "send a smaller one, or raise MACHINE_LEARNING_MAX_PIXELS."
+        )
+    return image
+
+
+def _looks_like(data: bytes) -> str:
+    for offset, beginning, name in _BEGINNINGS:
+        if data.startswith(beginning, offset):
+            return name
+    return "no picture"
+
+
+def _turn(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image, stored_as: str) -> Image.Image:
+    # Pillow before 10.3 opens 16-bit grey PNGs in mode I, later ones in I;16; TIFFs come in both byte orders.
+    if image.mode.startswith("I;16") or (image.mode == "I" and stored_as == "PNG"):
+        grey = np.asarray(image) >> 8  # (H, W) uint16, or int32 in mode I
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "RGB":
+        return image
+    # A palette with transparency: the colours are the same without it, and Pillow does not warn.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
