@@ -14,10 +14,13 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from engines.errors import UnknownModel
-from server.app import DOOR, STUCK, Engines, create_app, engine_config, preload_parts
+from server.app import DOOR, Engines, create_app, engine_config, preload_parts
+from server.door import Door
 from server.settings import Settings, advice, variable
 
 log = logging.getLogger("server")
+
+QUIET_S = 0.25
 
 LEVELS = {
     "verbose": logging.DEBUG,
@@ -33,7 +36,7 @@ LEVELS = {
 
 
 def main() -> int:
-    """Run the server; return its exit code: 0 after a signal, 1 if it cannot listen, 2 for a wrong setting."""
+    """Run the server; return 1 if it cannot listen, 2 for a wrong setting. After a signal the process exits with 0."""
     try:
         settings = Settings()
         preload_parts(settings)
@@ -59,14 +62,11 @@ def main() -> int:
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror)
         return 1
-    stuck = asyncio.run(serve(settings, sock))
-    if stuck:
-        # A thread inside a native call cannot be ended, and unwinding the interpreter under it may crash: all answers
-        # are written by now, so leave at once.
-        log.info("not waiting for %s", " and ".join(stuck))
-        logging.shutdown()
-        os._exit(0)
-    return 0
+    asyncio.run(serve(settings, sock))
+    logging.shutdown()
+    # Leave at once. A thread may be busy with a download, a picture or a batch; Python would wait for some of them, and
+    # unwinding the interpreter under one that is inside a native library aborts the process. All answers are written.
+    os._exit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,14 +80,15 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
-async def serve(settings: Settings, sock: socket.socket) -> list[str]:
-    """Serve on `sock` until a signal comes and the grace time is over; return what could not be ended."""
+async def serve(settings: Settings, sock: socket.socket) -> None:
+    """Serve on `sock` until a signal comes and the grace time is over."""
     engines = Engines(engine_config(settings))
     app = create_app(settings, engines.load, engines.release, engines.warm_up)
     runner = web.AppRunner(
         app,
         access_log=None,
         handler_cancellation=True,  # a client that hangs up costs nothing more
+        auto_decompress=False,  # encoded bodies are refused, so none is unpacked
         keepalive_timeout=settings.http_keepalive_timeout_s,
         shutdown_timeout=1.0,  # for the last answers to be written: the grace time is over by then
     )
@@ -105,22 +106,30 @@ async def serve(settings: Settings, sock: socket.socket) -> list[str]:
     await drain(app, site, settings.shutdown_grace_s, hurry)
     await runner.cleanup()
     log.info("ended")
-    return app[STUCK]
 
 
 async def drain(app: web.Application, site: web.BaseSite, grace: float, hurry: asyncio.Event) -> None:
-    """Refuse new connections; let those inside finish within `grace` seconds, or until `hurry` is set."""
+    """Refuse new connections; answer what comes on open ones for `grace` seconds, or until all is quiet or `hurry`."""
     door = app[DOOR]
     door.close_in(grace)
     log.info("shutting down: %d requests have %.0f s to end; press Ctrl-C again to end them now", door.inside, grace)
     await site.stop()
-    empty = asyncio.create_task(door.empty())
+    quiet = asyncio.create_task(_quiet(door))
     hurried = asyncio.create_task(hurry.wait())
-    await asyncio.wait({empty, hurried}, return_when=asyncio.FIRST_COMPLETED)
-    if not empty.done():
-        door.close_in(0)
-        await empty
-    hurried.cancel()
+    await asyncio.wait({quiet, hurried}, return_when=asyncio.FIRST_COMPLETED, timeout=grace)
+    door.close_in(0)  # who comes from now on is told at once
+    for task in (quiet, hurried):
+        task.cancel()
+    await door.empty()
+
+
+async def _quiet(door: Door) -> None:
+    """Wait until nobody is inside and nobody came for a moment: a client may have sent its next request already."""
+    visits = -1
+    while visits != door.visits:
+        visits = door.visits
+        await door.empty()
+        await asyncio.sleep(QUIET_S)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from engines import catalog
 from engines.model import Config, Model
@@ -32,8 +33,10 @@ SHELF = web.AppKey("shelf", Shelf)
 DOOR = web.AppKey("door", Door)
 PREDICTOR = web.AppKey("predictor", Predictor)
 PRELOAD = web.AppKey("preload", asyncio.Task[None])
-STUCK = web.AppKey("stuck", list[str])  # threads that could not be ended: see __main__
+UNREADY = web.AppKey("unready", list[str])  # why /health/ready says no, beside what it can see for itself
 
+PRELOAD_AGAIN_S = 30.0  # a preload that failed is tried again: weights may come, a disk may be emptied
+CLOSE_S = 0.2  # what is on the device then ends by itself or with the process
 DETECTION_BATCH_PIXELS = 16_000_000  # ten previews of 1440x1080: bounds the memory of one detector batch
 
 
@@ -71,7 +74,9 @@ def engine_config(settings: Settings) -> Config:
 
 
 def preload_parts(settings: Settings) -> list[Part]:
-    """Return what the settings want loaded at the start; raises UnknownModel."""
+    """Return what the settings want loaded at the start; raises UnknownModel, also for a wrong face alias."""
+    if settings.face_alias:
+        catalog.face(catalog.FACE_ALIASES[0], settings.face_alias)
     return [Part(kind, catalog.look_up(kind, name, settings.face_alias)) for kind, name in settings.preloads()]
 
 
@@ -85,16 +90,17 @@ def create_app(
 
     def limits(part: Part) -> Limits:
         if part.kind == "detection":
-            return Limits(settings.queue_items, settings.queue_pixels, DETECTION_BATCH_PIXELS)
+            # No more pixels can be on their way to a detector than are held decoded.
+            return Limits(settings.queue_items, settings.max_decoded_pixels, batch_weight=DETECTION_BATCH_PIXELS)
         return Limits(settings.queue_items)
 
-    app = web.Application(middlewares=[errors_to_answers])
+    app = web.Application(middlewares=[close_at_the_end, errors_to_answers])
     shelf = Shelf(load, release, limits=limits, ttl=settings.model_ttl, budget=settings.memory_budget_mb << 20)
     rules = Rules(settings.face_alias, settings.max_pixels, settings.exif, settings.ocr == "empty")
     app[SETTINGS] = settings
     app[SHELF] = shelf
     app[DOOR] = Door()
-    app[STUCK] = []
+    app[UNREADY] = []
     app[PREDICTOR] = Predictor(
         shelf, rules, Budget(settings.max_decoded_pixels), settings.request_threads or os.cpu_count() or 1
     )
@@ -102,8 +108,16 @@ def create_app(
 
     async def run_shelf(app: web.Application) -> AsyncIterator[None]:
         async def fill() -> None:
-            await in_thread(warm_up, "warm up")
-            await shelf.preload(parts)
+            try:
+                await in_thread(warm_up, "warm up")
+            except Exception as error:
+                log.exception("the libraries that run the models cannot be imported")
+                app[UNREADY].append(f"the libraries that run the models cannot be imported: {error}")
+                return
+            while failed := await shelf.preload(parts):
+                app[UNREADY][:] = [f"{part} could not be preloaded: {reason}" for part, reason in failed.items()]
+                await asyncio.sleep(PRELOAD_AGAIN_S)
+            app[UNREADY].clear()
 
         async def tidy() -> None:
             while True:
@@ -117,8 +131,7 @@ def create_app(
             task.cancel()
         await asyncio.gather(app[PRELOAD], tidying, return_exceptions=True)
         app[PREDICTOR].close()
-        if not await shelf.close(grace=1.0):
-            app[STUCK].append("a batch on the device")
+        await shelf.close(grace=CLOSE_S)
 
     app.cleanup_ctx.append(run_shelf)
     app.add_routes(
@@ -132,6 +145,15 @@ def create_app(
         ]
     )
     return app
+
+
+@web.middleware
+async def close_at_the_end(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell clients with their last answers not to send more on these connections."""
+    response = await handler(request)
+    if request.app[DOOR].closing:
+        response.force_close()
+    return response
 
 
 async def root(request: web.Request) -> web.Response:
@@ -148,17 +170,16 @@ async def predict(request: web.Request) -> web.Response:
     """Answer one form of the protocol."""
     settings = request.app[SETTINGS]
     async with request.app[DOOR].enter():
-        form = await wire.read_form(request, int(settings.max_body_mb * 1_000_000))
+        form = await wire.read_form(request, int(settings.max_body_mb * 1_000_000), settings.body_timeout_s)
         ask = wire.parse(form)
         del form  # the picture's bytes live on in `ask` alone
         answer = await request.app[PREDICTOR].answer(ask, flow=_flow(request))
     return web.Response(body=wire.render(ask, answer, settings.embeddings), content_type="application/json")
 
 
-def _flow(request: web.Request) -> Any:
-    """Return whom a request belongs to, for turns in the queues: its connection."""
-    transport = request.transport
-    return None if transport is None else transport.get_extra_info("peername")
+def _flow(request: web.Request) -> str | None:
+    """Return whom a request belongs to, for turns in the queues: the address of the peer."""
+    return request.remote
 
 
 async def live(request: web.Request) -> web.Response:
@@ -174,6 +195,8 @@ async def ready(request: web.Request) -> web.Response:
     dead = [scheduler.name for scheduler in app[SHELF].schedulers() if not scheduler.alive]
     if dead:
         return _json({"status": f"a thread of {', '.join(dead)} died: see the log, then restart the server"}, 503)
+    if app[UNREADY]:
+        return _json({"status": "; ".join([*app[UNREADY]])}, 503)
     if not app[PRELOAD].done():
         return _json({"status": "loading the preloaded models"}, 503)
     return _json({"status": "ready"})

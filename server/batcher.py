@@ -8,7 +8,7 @@ Knows neither HTTP nor torch: a model is anything with `buckets`, `collate` and 
 - Queues of the interactive lane go before those of the bulk lane, also before the batch collated ahead; after BURST
   interactive batches in a row a waiting bulk batch has its turn. Within a lane the queues take turns, and within a
   queue the flows do, item by item.
-- What nobody waits for any longer is dropped at the cut. If a batch fails its halves are tried, so that only the guilty
+- What nobody waits for any longer is dropped. If a batch fails its halves are tried, so that only the guilty
   item fails.
 - A queue is bounded by items and by weight. Beyond that `submit` raises Full, with an estimate of when to come again.
 
@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from server.queue import BatchModel, Lane, Limits, Queue, Waiter
@@ -45,6 +46,7 @@ class WrongCount(Exception):
 class _Batch:
     queue: Queue
     waiters: list[Waiter]
+    items: list[Any]  # of the waiters when they were cut: who hangs up later does not empty a batch
     collated: Any = None  # None: not yet
 
 
@@ -96,6 +98,7 @@ class Scheduler:
         """Take a queue away; what still waits in it gets Closed."""
         with self._lock:
             self._queues[queue.lane].remove(queue)
+            queue.removed = True
             left = queue.drain()
         _fail(left, Closed(f"{queue.name} was unloaded"))
 
@@ -114,6 +117,8 @@ class Scheduler:
         with self._lock:
             if self._closed:
                 raise Closed(f"the scheduler of {self.name} is closed")
+            if queue.removed:
+                raise Closed(f"{queue.name} was unloaded")
             if not accepted:
                 queue.check_room(weight)
             queue.push(waiter, flow)
@@ -121,7 +126,18 @@ class Scheduler:
                 self._work.notify()
             elif self._ahead is None and queue.is_full_batch():
                 self._spare.notify()
+        waiter.future.add_done_callback(partial(self._forget, queue, waiter))
         return waiter.future
+
+    def check_room(self, queue: Queue, ahead: int) -> None:
+        """Raise Full if an item would find the queue full after `ahead` others that are on their way there already."""
+        with self._lock:
+            queue.check_room(0, ahead)
+
+    def _forget(self, queue: Queue, waiter: Waiter, future: "asyncio.Future[Any]") -> None:
+        if future.cancelled():
+            with self._lock:
+                queue.drop(waiter)
 
     async def close(self, grace: float = 5.0) -> bool:
         """Fail what waits with Closed and let the batch on the device end.
@@ -166,10 +182,9 @@ class Scheduler:
             self._spare.notify()
         started = time.perf_counter()
         try:
-            outcomes = _compute(batch.queue.model, [waiter.item for waiter in batch.waiters], batch.collated)
+            outcomes = _compute(batch.queue.model, batch.items, batch.collated)
         except BaseException as error:
-            self.failure = error
-            self._to_loop(_fail, batch.waiters, Closed(f"the scheduler of {self.name} died: see the log"))
+            self._die(batch, error)
             raise
         seconds = time.perf_counter() - started
         self._to_loop(_deliver, batch.waiters, outcomes)
@@ -204,7 +219,7 @@ class Scheduler:
             queue = queues[0]
             queues.rotate(-1)
             if waiters := queue.cut():
-                return _Batch(queue, waiters)
+                return _Batch(queue, waiters, [waiter.item for waiter in waiters])
         return None
 
     def _collate_turn(self) -> bool:
@@ -214,10 +229,13 @@ class Scheduler:
                 return False
             self._collating = True
         try:
-            batch.collated = batch.queue.model.collate([waiter.item for waiter in batch.waiters])
+            batch.collated = batch.queue.model.collate(batch.items)
         except Exception:
             # Not lost: the device thread collates what is not collated, and finds the guilty item by halves.
             log.warning("a batch of %s could not be collated ahead", batch.queue.name, exc_info=True)
+        except BaseException as error:
+            self._die(batch, error)
+            raise
         with self._lock:
             self._collating = False
             if not self._closed:
@@ -234,6 +252,10 @@ class Scheduler:
         turn = next((queue for queue in self._queues[Lane.BULK] if queue.items), None)
         return self._cut(Lane.BULK) if turn is not None and turn.is_full_batch() else None
 
+    def _die(self, batch: _Batch, error: BaseException) -> None:
+        self.failure = error
+        self._to_loop(_fail, batch.waiters, Closed(f"the scheduler of {self.name} died: see the log"))
+
     def _to_loop(self, callback: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None, "threads run only after start()"  # noqa: S101 - an invariant of this class
         self._loop.call_soon_threadsafe(callback, *args)
@@ -248,7 +270,9 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> l
     except Exception as error:
         log.warning("a batch of %d failed: %s", len(items), error, exc_info=len(items) == 1)
         if len(items) == 1:
-            return [(None, error)]
+            # Python forbids to raise StopIteration through a future.
+            told = RuntimeError("the model raised StopIteration") if isinstance(error, StopIteration) else error
+            return [(None, told)]
     else:
         return [(result, None) for result in results]
     half = len(items) // 2

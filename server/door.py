@@ -16,6 +16,7 @@ class Door:
 
     def __init__(self) -> None:
         self._inside: set[asyncio.Timeout] = set()
+        self.visits = 0  # ever
         self._closes_at: float | None = None  # in the time of the event loop
         self._nobody = asyncio.Event()
         self._nobody.set()
@@ -36,6 +37,7 @@ class Door:
         timeout = asyncio.timeout_at(self._closes_at)
         try:
             async with timeout:
+                self.visits += 1
                 self._inside.add(timeout)
                 self._nobody.clear()
                 try:

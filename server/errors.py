@@ -9,11 +9,13 @@ RequestError
  ├─ UnknownModelName    422  a model name that is not in the catalogue, or belongs to another task
  ├─ BadInput            400  the input does not fit the task, or cannot be decoded
  │   └─ NoInput         400  neither image nor text
+ ├─ SlowBody            408  no byte of the body came for too long
  ├─ TooLarge            413  the body or the picture is over a limit
  ├─ NotServed           501  a task that this server does not have
  └─ Unavailable         503  right, but not now
      ├─ NoWeights            weights neither in the cache folder nor to be had
      ├─ QueueFull            with Retry-After
+     ├─ NotComputed          its model was unloaded, or the thread of its device died
      └─ ShuttingDown         with Retry-After
 """
 
@@ -67,6 +69,13 @@ class NoInput(BadInput):
     reason = "Either image or text must be provided"
 
 
+class SlowBody(RequestError):
+    """No byte of the body came for too long."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    reason = "Request body too slow"
+
+
 class TooLarge(RequestError):
     """The body or the picture is over a limit."""
 
@@ -104,6 +113,13 @@ class QueueFull(Unavailable):
         self.retry_after = retry_after
 
 
+class NotComputed(Unavailable):
+    """The model was unloaded or the thread of its device died before the request's turn came."""
+
+    reason = "Not computed"
+    retry_after = 5.0
+
+
 class ShuttingDown(Unavailable):
     """The server is about to end."""
 
@@ -127,7 +143,7 @@ def from_below(error: Exception) -> RequestError | None:
         case Full():
             return QueueFull(f"Too much is waiting: {error}.", error.retry_after)
         case Closed():
-            return ShuttingDown(f"Not computed: {error}. Send the request again.")
+            return NotComputed(f"Not computed: {error}. Send the request again.")
     return None
 
 

@@ -36,13 +36,17 @@ class Rules:
 
 
 class Predictor:
-    """Answers requests with the models of a shelf. `pixels` bounds what is held decoded at one time."""
+    """Answers requests with the models of a shelf. `pixels` bounds what is held decoded at one time.
+
+    A picture that is being decoded for a client who hung up counts no longer: one at most for each thread.
+    """
 
     def __init__(self, shelf: Shelf, rules: Rules, pixels: Budget, picture_threads: int) -> None:
         self._shelf = shelf
         self._rules = rules
         self._pixels = pixels
         self._picture_pool = ThreadPoolExecutor(picture_threads, thread_name_prefix="picture")
+        self._picture_turns = Budget(picture_threads)  # the pool itself knows no flows
         # A thread of their own: a search must not wait behind pictures that are decoded.
         self._text_pool = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._alias_told = False
@@ -92,7 +96,10 @@ class Predictor:
         if "detection" in parts or "recognition" in parts:
             raise BadInput("A text was sent, but faces need an image: ask for them in a request with a picture.")
         async with self._shelf.use(parts["textual"]) as textual:
-            item = await self._in(self._text_pool, textual.model.prepare, text, ask.language)
+            textual.scheduler.check_room(textual.queue, ahead=0)
+            item = await asyncio.get_running_loop().run_in_executor(
+                self._text_pool, textual.model.prepare, text, ask.language
+            )
             return Answer(embedding=await _submit(textual, item, flow))
 
     async def _answer_image(self, ask: Ask, image: bytes, parts: dict[Kind, Part], flow: Hashable) -> Answer:
@@ -100,11 +107,13 @@ class Predictor:
             raise BadInput("An image was sent, but the task clip.textual needs a text: send the field text alone.")
         if "recognition" in parts and "detection" not in parts:
             raise BadInput("facial-recognition.recognition needs facial-recognition.detection in the same request.")
-        header = await self._in(self._picture_pool, images.probe, image, self._rules.max_pixels)
+        header = await self._picture_work(flow, images.probe, image, self._rules.max_pixels)
         async with AsyncExitStack() as stack:
-            models = await self._models(stack, image, parts)
-            async with self._pixels.hold(header.width * header.height):
-                picture, items = await self._in(self._picture_pool, self._prepare, image, models, ask.min_score)
+            models = await self._models(stack, image, header, parts, flow)
+            for loaded in models.values():
+                loaded.scheduler.check_room(loaded.queue, ahead=self._pixels.waiting)
+            async with self._pixels.hold(header.width * header.height, flow):
+                picture, items = await self._picture_work(flow, self._prepare, image, models, ask.min_score)
                 embedding: asyncio.Future[Any] | None = None
                 try:
                     if "visual" in models:
@@ -120,7 +129,9 @@ class Predictor:
                     raise
             return Answer(size, None if embedding is None else await embedding, faces)
 
-    async def _models(self, stack: AsyncExitStack, image: bytes, parts: dict[Kind, Part]) -> dict[Kind, Loaded]:
+    async def _models(
+        self, stack: AsyncExitStack, image: bytes, header: images.Header, parts: dict[Kind, Part], flow: Hashable
+    ) -> dict[Kind, Loaded]:
         try:
             return {
                 kind: await stack.enter_async_context(self._shelf.use(part))
@@ -129,7 +140,8 @@ class Predictor:
             }
         except (WeightsMissing, WeightsBroken):
             # A picture that cannot be decoded is the client's error whether there are weights or not.
-            await self._in(self._picture_pool, images.decode, image, self._rules.max_pixels)
+            async with self._pixels.hold(header.width * header.height, flow):
+                await self._picture_work(flow, images.decode, image, self._rules.max_pixels)
             raise
 
     def _prepare(self, image: bytes, models: dict[Kind, Loaded], min_score: float) -> tuple[Image, dict[Kind, Any]]:
@@ -149,15 +161,20 @@ class Predictor:
         if not len(found.boxes):
             return []
         recogniser = models["recognition"]
-        crops = await self._in(self._picture_pool, recogniser.model.crops, picture, found.boxes)
+        crops = await self._picture_work(flow, recogniser.model.crops, picture, found.boxes)
         embeddings = await asyncio.gather(*(_submit(recogniser, crop, flow, accepted=True) for crop in crops))
         return [
             Face(box, score, embedding)
             for box, score, embedding in zip(found.boxes, found.scores, embeddings, strict=True)
         ]
 
-    async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+    async def _picture_work(self, flow: Hashable, function: Callable[..., T], *args: Any) -> T:
+        """Run `function` in a picture thread when it is this flow's turn."""
+        await self._picture_turns.acquire(1, flow)
+        work = asyncio.get_running_loop().run_in_executor(self._picture_pool, function, *args)
+        # Given back by the work and not by this coroutine: who hangs up leaves a thread that is busy for a while.
+        work.add_done_callback(lambda _: self._picture_turns.release(1))
+        return await asyncio.shield(work)
 
 
 def _submit(

@@ -44,20 +44,22 @@ class Full(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may wait in one queue, and how heavy a batch of several items may be."""
+    """How much may wait in one queue, how long that may take, and how heavy a batch of several items may be."""
 
     items: int = 4096
     weight: int = 1 << 62
+    seconds: float = 290.0  # clients give up after 300
     batch_weight: int = 1 << 62
 
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One item and the future that its caller awaits."""
+    """One item and the future that its caller awaits; `waits` until it rides in a batch or nobody awaits it."""
 
     item: Any
     future: "asyncio.Future[Any]"
     weight: int
+    waits: bool = True
 
 
 def cut_size(waiting: int, buckets: Sequence[int]) -> int:
@@ -77,8 +79,9 @@ class Queue:
         self.model = model
         self.name = name
         self.lane = lane
-        self.items = 0  # waiting; those that nobody awaits any longer count until they are met
+        self.items = 0  # that wait
         self.weight = 0
+        self.removed = False
         self._limits = limits
         self._flows: OrderedDict[Hashable, deque[Waiter]] = OrderedDict()
         self._seconds_per_item = 0.0  # moving average over batches
@@ -89,63 +92,74 @@ class Queue:
         self.items += 1
         self.weight += waiter.weight
 
-    def check_room(self, weight: int) -> None:
-        """Raise Full if an item of `weight` is more than may wait."""
-        if not self._has_room(weight):
-            self._sweep()
-        if not self._has_room(weight):
-            raise Full(self.name, max(1.0, self.items * self._seconds_per_item))
+    def check_room(self, weight: int, ahead: int = 0) -> None:
+        """Raise Full if an item of `weight` is more than may wait, `ahead` others being on their way here already."""
+        waiting = self.items + ahead
+        seconds = waiting * self._seconds_per_item
+        # One item alone is always let in, however heavy: it would never be served otherwise.
+        if waiting and (
+            waiting >= self._limits.items
+            or self.weight + weight > self._limits.weight
+            or seconds > self._limits.seconds
+        ):
+            raise Full(self.name, max(1.0, seconds))
 
     def is_full_batch(self) -> bool:
         """Whether what waits fills the largest batch, so that waiting longer gains nothing."""
         return self.items >= self.model.buckets[-1] or self.weight >= self._limits.batch_weight
 
     def cut(self) -> list[Waiter]:
-        """Take the items of the next batch, one of each flow in turn; empty if nobody awaits anything here."""
+        """Take the items of the next batch, one of each flow in turn; empty if nobody waits here."""
         batch: list[Waiter] = []
         weight = 0
         size = cut_size(self.items, self.model.buckets) if self.items else 0
-        while self.items and len(batch) < size:
-            head = next(iter(self._flows.values()))[0]
+        while len(batch) < size:
+            head = self._head()
             if batch and weight + head.weight > self._limits.batch_weight:
                 break
-            waiter = self._pop()
-            if not waiter.future.done():
-                batch.append(waiter)
-                weight += waiter.weight
+            batch.append(self._pop())
+            weight += head.weight
         return batch
 
     def drain(self) -> list[Waiter]:
         """Take everything."""
         return [self._pop() for _ in range(self.items)]
 
+    def drop(self, waiter: Waiter) -> None:
+        """Forget an item that nobody awaits any longer, if it still waits; its empty shell goes at a later cut."""
+        if waiter.waits:
+            self._leave(waiter)
+            waiter.item = None
+
     def note_batch(self, seconds: float, items: int) -> None:
         """Remember how long a batch took, for the estimate in Full."""
         per_item = seconds / items
         self._seconds_per_item = 0.8 * self._seconds_per_item + 0.2 * per_item if self._seconds_per_item else per_item
 
-    def _has_room(self, weight: int) -> bool:
-        # One item alone is always let in, however heavy: it would never be served otherwise.
-        return self.items == 0 or (self.items < self._limits.items and self.weight + weight <= self._limits.weight)
+    def _head(self) -> Waiter:
+        """Return the next item that waits, with nothing but it left before it; there must be one."""
+        while True:
+            flow, waiters = next(iter(self._flows.items()))
+            while waiters and not waiters[0].waits:
+                waiters.popleft()
+            if waiters:
+                return waiters[0]
+            del self._flows[flow]
 
     def _pop(self) -> Waiter:
+        waiter = self._head()
         flow, waiters = next(iter(self._flows.items()))
-        waiter = waiters.popleft()
+        waiters.popleft()
         if waiters:
             self._flows.move_to_end(flow)
         else:
             del self._flows[flow]
-        self.items -= 1
-        self.weight -= waiter.weight
+        self._leave(waiter)
         return waiter
 
-    def _sweep(self) -> None:
-        """Drop what nobody awaits any longer."""
-        for flow, waiters in list(self._flows.items()):
-            alive = deque(waiter for waiter in waiters if not waiter.future.done())
-            self.items -= len(waiters) - len(alive)
-            self.weight -= sum(waiter.weight for waiter in waiters) - sum(waiter.weight for waiter in alive)
-            if alive:
-                self._flows[flow] = alive
-            else:
-                del self._flows[flow]
+    def _leave(self, waiter: Waiter) -> None:
+        waiter.waits = False
+        self.items -= 1
+        self.weight -= waiter.weight
+        if not self.items:
+            self._flows.clear()

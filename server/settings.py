@@ -59,7 +59,7 @@ def _preload(what: str, description: str) -> Any:
 class Settings(BaseSettings):
     """The settings, read from the environment when made."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, allow_inf_nan=False)
 
     host: str = Field(
         "[::]",
@@ -94,7 +94,9 @@ class Settings(BaseSettings):
         ge=0,
         description="Threads of one operation of a network on the processor; 0 leaves the choice to PyTorch.",
     )
-    device_ids: Ordinals = Field((0,), description="GPUs to use, by number; without a GPU the processor.")
+    device_ids: Ordinals = Field(
+        (0,), description="GPUs by number, of which the first is used; without a GPU the processor."
+    )
     preload_clip_textual: Names = _preload("CLIP__TEXTUAL", "CLIP models whose text side is loaded at the start.")
     preload_clip_visual: Names = _preload("CLIP__VISUAL", "CLIP models whose picture side is loaded at the start.")
     preload_clip: Names = _preload("CLIP", "Older name: CLIP models of which both sides are loaded at the start.")
@@ -149,23 +151,26 @@ class Settings(BaseSettings):
     max_decoded_pixels: int = Field(
         100_000_000,
         gt=0,
-        description="Pixels held decoded at one time, 7 bytes each; further pictures wait. A larger one goes alone.",
+        description="Pixels held decoded at one time, up to 20 bytes each: further pictures wait.",
+    )
+    body_timeout_s: float = Field(
+        30, gt=0, description="Seconds without a byte after which a request's body is given up with 408."
     )
     queue_items: int = Field(
         4096,
         gt=0,
-        description="Inputs that may wait for one model; beyond that the answer is 503 with Retry-After.",
-    )
-    queue_pixels: int = Field(
-        2_000_000_000,
-        gt=0,
-        description="Pixels that may wait for one detector; beyond that the answer is 503 with Retry-After.",
+        description="Inputs that may wait for a model; beyond that, or 290 seconds of work, the answer is 503.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _drop_empty(cls, values: Any) -> Any:
         return {name: value for name, value in values.items() if value != "" or name in _EMPTY_MEANS_EMPTY}
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, level: Any) -> Any:
+        return level.lower() if isinstance(level, str) else level
 
     @field_validator("cache_folder")
     @classmethod

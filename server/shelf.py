@@ -9,6 +9,7 @@ import concurrent.futures
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,6 @@ class Loaded:
     model: Any  # an engines.model.Model; its `prepare` differs by kind
     queue: Queue
     scheduler: Scheduler
-    users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
 
@@ -66,6 +66,7 @@ class Shelf:
         self._budget = budget
         self._loading: dict[Part, asyncio.Task[Loaded]] = {}
         self._loaded: dict[Part, Loaded] = {}
+        self._users: Counter[Part] = Counter()  # who uses a part or waits for it
         self._pinned: set[Part] = set()
         self._schedulers: dict[str, Scheduler] = {}
 
@@ -80,31 +81,36 @@ class Shelf:
     @asynccontextmanager
     async def use(self, part: Part) -> AsyncIterator[Loaded]:
         """Hold a model in memory for the time of the block, loading it first if need be; raises what `load` raised."""
-        loaded = self._loaded.get(part)
-        while loaded is None:
-            await asyncio.shield(self._task(part))  # who hangs up does not end the load that others wait for
-            loaded = self._loaded.get(part)  # None if it had to leave again before this waiter's turn came
-        loaded.users += 1
+        self._users[part] += 1  # from here on it does not leave
         try:
-            yield loaded
+            loaded = self._loaded.get(part)
+            if loaded is None:
+                loaded = await asyncio.shield(self._task(part))  # who hangs up does not end the load of others
+            try:
+                yield loaded
+            finally:
+                loaded.last_used = time.monotonic()
         finally:
-            loaded.users -= 1
-            loaded.last_used = time.monotonic()
+            self._users[part] -= 1
+            if not self._users[part]:
+                del self._users[part]
 
-    async def preload(self, parts: Iterable[Part]) -> None:
-        """Load parts one after the other, to stay; a failure is logged and leaves it to the first who asks."""
+    async def preload(self, parts: Iterable[Part]) -> dict[Part, str]:
+        """Load parts one after the other, to stay; return those that failed with the reason, which is logged too."""
+        failed = {}
         for part in parts:
             self._pinned.add(part)
             try:
                 async with self.use(part):
                     pass
-            except Exception:
-                log.exception("%s could not be preloaded: it will be tried again when it is asked for", part)
+            except Exception as error:
+                log.exception("%s could not be preloaded", part)
+                failed[part] = f"{type(error).__name__}: {error}"
+        return failed
 
     def _task(self, part: Part) -> "asyncio.Task[Loaded]":
         if part not in self._loading:
             task = asyncio.create_task(self._bring_in(part), name=f"load {part}")
-            task.add_done_callback(lambda task: self._loading.pop(part))
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # told to whoever waits, if any
             self._loading[part] = task
         return self._loading[part]
@@ -112,7 +118,16 @@ class Shelf:
     async def _bring_in(self, part: Part) -> Loaded:
         started = time.monotonic()
         log.info("loading %s", part)
-        model = await in_thread(lambda: self._load(part), f"load {part}")
+        try:
+            model = await in_thread(lambda: self._load(part), f"load {part}")
+            loaded = self._place(part, model, time.monotonic() - started)
+        finally:
+            del self._loading[part]
+        if self._budget:
+            await self._unload(self._over_budget(part))
+        return loaded
+
+    def _place(self, part: Part, model: Model, seconds: float) -> Loaded:
         info = model.info
         scheduler = self._scheduler(info.device)
         lane = Lane.INTERACTIVE if part.kind == "textual" else Lane.BULK
@@ -121,7 +136,7 @@ class Shelf:
         log.info(
             "loaded %s in %.1f s: on %s, %s %s (%s), %d MB%s",
             part,
-            time.monotonic() - started,
+            seconds,
             info.device,
             info.backend,
             info.precision,
@@ -129,8 +144,6 @@ class Shelf:
             info.bytes >> 20,
             "; UNTRAINED: its vectors mean nothing" if info.untrained else "",
         )
-        if self._budget:
-            await self._unload(self._over_budget(part))
         return loaded
 
     def _scheduler(self, device: str) -> Scheduler:
@@ -159,14 +172,18 @@ class Shelf:
 
     def _idle(self) -> list[Loaded]:
         """Return what may leave, the least recently used first."""
-        idle = [one for one in self._loaded.values() if not one.users and one.part not in self._pinned]
+        idle = [one for one in self._loaded.values() if one.part not in self._users and one.part not in self._pinned]
         return sorted(idle, key=lambda one: one.last_used)
 
     async def _unload(self, parts: list[Part]) -> None:
         for part in parts:
             self._take_out(part)
-        if parts:  # by now nothing refers to them any longer
+        if not parts:
+            return
+        try:  # by now nothing refers to them any longer
             await in_thread(self._release, "release memory")
+        except Exception:  # the model that asked for room is in; memory that stays is no reason to fail it
+            log.exception("memory of unloaded models could not be given back")
 
     def _take_out(self, part: Part) -> None:
         loaded = self._loaded.pop(part)
@@ -192,8 +209,10 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
     def work() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - handed on to whoever awaits
+        except Exception as error:  # noqa: BLE001 - handed on to whoever awaits
             future.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - asyncio would end the server on a SystemExit of a library
+            future.set_exception(RuntimeError(f"{name} gave up: {error!r}"))
 
     threading.Thread(target=work, name=name, daemon=True).start()
     return await asyncio.wrap_future(future)

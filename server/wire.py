@@ -4,8 +4,9 @@ Knows the shapes of requests and answers. Does not know which models there are, 
 becomes an `Ask`, and results become bytes.
 """
 
+import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl
@@ -16,7 +17,7 @@ from aiohttp import web
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from numpy.typing import NDArray
 
-from server.errors import BadForm, BadInput, TooLarge
+from server.errors import BadForm, BadInput, SlowBody, TooLarge
 
 MAX_PARTS = 64
 MAX_TEXT_BYTES = 1 << 20  # of all fields that are not the image, together
@@ -74,34 +75,53 @@ class Answer:
     faces: Sequence[Face] | None = None
 
 
-async def read_form(request: web.Request, max_bytes: int) -> Form:
+async def read_form(request: web.Request, max_bytes: int, idle_timeout: float) -> Form:
     """Read the fields that the protocol knows from a request's body; others are skipped.
 
-    Raises BadForm for a body that is no form, TooLarge for one of more than `max_bytes`.
+    Raises BadForm for a body that is no form, TooLarge for one of more than `max_bytes`, SlowBody where no byte came
+    for `idle_timeout` seconds.
     """
+    if "Content-Encoding" in request.headers:
+        raise BadForm("The body is encoded: send it as it is, without Content-Encoding.")
     if request.content_length is not None and request.content_length > max_bytes:
         raise _too_large(max_bytes)
     kind, options = parse_options_header(request.headers.get("Content-Type", ""))
     if kind == "multipart/form-data":
-        return await _read_multipart(request, options.get("boundary", ""), max_bytes)
+        return await _read_multipart(_chunks(request, max_bytes, idle_timeout), options.get("boundary", ""), max_bytes)
     if kind == "application/x-www-form-urlencoded":
-        return await _read_urlencoded(request, min(max_bytes, MAX_TEXT_BYTES))
+        return await _read_urlencoded(_chunks(request, max_bytes, idle_timeout))
     raise BadForm("Send a form: multipart/form-data, or application/x-www-form-urlencoded for texts.")
 
 
-async def _read_multipart(request: web.Request, boundary: str, max_bytes: int) -> Form:
+async def _chunks(request: web.Request, max_bytes: int, idle_timeout: float) -> AsyncIterator[bytes]:
+    """Yield the body as it comes, counting."""
+    read = 0
+    while True:
+        try:
+            async with asyncio.timeout(idle_timeout):
+                chunk = await request.content.readany()
+        except TimeoutError as error:
+            raise SlowBody(f"No byte of the body came for {idle_timeout:g} s: send it faster.") from error
+        except web.RequestPayloadError as error:
+            raise BadForm("The body does not come as its headers say: send the request again.") from error
+        if not chunk:
+            return
+        read += len(chunk)
+        if read > max_bytes:
+            raise _too_large(max_bytes)
+        yield chunk
+
+
+async def _read_multipart(chunks: AsyncIterator[bytes], boundary: str, max_bytes: int) -> Form:
     if not boundary:
         raise BadForm("The Content-Type names no boundary: send multipart/form-data as HTTP clients build it.")
     form: dict[str, bytearray] = {}
     target: bytearray | None = None
-    read = 0
     try:
         with PushMultipartParser(boundary, max_segment_count=MAX_PARTS, max_segment_size=max_bytes) as parser:
-            while not parser.closed:
-                chunk = await request.content.readany()
-                read += len(chunk)
-                if read > max_bytes:
-                    raise _too_large(max_bytes)
+            async for chunk in chunks:
+                if parser.closed:  # what follows the last boundary means nothing
+                    continue
                 for event in parser.parse(chunk):
                     if isinstance(event, MultipartSegment):
                         target = _start_part(form, event)
@@ -109,15 +129,16 @@ async def _read_multipart(request: web.Request, boundary: str, max_bytes: int) -
                         target += event
                         _check_text_bytes(form)
     except ParserLimitReached as error:
-        raise TooLarge(f"The form has too many or too large parts ({error}): at most {MAX_PARTS} parts.") from error
+        raise TooLarge(f"The form has too many or too large parts: at most {MAX_PARTS} parts.") from error
     except MultipartError as error:
-        raise BadForm(f"The multipart body cannot be read: {error}.") from error
+        raise BadForm(f"The multipart body cannot be read ({error.args[0]}): build it as HTTP clients do.") from error
     return {name: bytes(value) for name, value in form.items()}
 
 
 def _start_part(form: dict[str, bytearray], part: MultipartSegment) -> bytearray | None:
-    if part.header("Content-Encoding") is not None or part.header("Content-Transfer-Encoding", "binary") == "base64":
-        raise BadForm("A part of the form is encoded: send parts as they are, without Content-Encoding.")
+    transfer = part.header("Content-Transfer-Encoding", "binary").lower()
+    if part.header("Content-Encoding") is not None or transfer not in ("binary", "8bit", "7bit"):
+        raise BadForm("A part of the form is encoded: send parts as they are.")
     if (part.content_type or "").startswith("multipart/"):
         raise BadForm("A part of the form is a multipart body itself: send a flat form.")
     if part.name is None or part.name not in FIELDS:
@@ -131,23 +152,18 @@ def _check_text_bytes(form: Mapping[str, bytearray]) -> None:
         raise TooLarge(f"The text fields of the form are over {MAX_TEXT_BYTES} bytes: send less text.")
 
 
-async def _read_urlencoded(request: web.Request, max_bytes: int) -> Form:
+async def _read_urlencoded(chunks: AsyncIterator[bytes]) -> Form:
     body = bytearray()
-    while chunk := await request.content.readany():
+    async for chunk in chunks:
         body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=bool(body),
-            max_num_fields=MAX_PARTS,
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
-    except ValueError as error:
-        raise BadForm("The body is not application/x-www-form-urlencoded as its Content-Type says.") from error
+        if len(body) > MAX_TEXT_BYTES:
+            raise TooLarge(f"The form is over {MAX_TEXT_BYTES} bytes: send less text, and pictures as multipart.")
+    if body.count(b"&") >= MAX_PARTS:
+        raise TooLarge(f"The form has too many fields: at most {MAX_PARTS}.")
+    try:  # as clients send them: percent-encoded, or as plain UTF-8
+        pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, errors="surrogateescape")
+    except UnicodeDecodeError as error:
+        raise BadForm("The form is not UTF-8.") from error
     return {name: value.encode("utf-8", "surrogateescape") for name, value in pairs if name in FIELDS}
 
 
@@ -253,7 +269,9 @@ def _is(wanted: str, value: Any) -> bool:
 def render(ask: Ask, answer: Answer, embeddings: Embeddings) -> bytes:
     """Return the JSON of an answer in the generation that `ask` came in."""
     if ask.bare:
-        value: Any = answer.embedding if answer.faces is None else [_old_face(face, answer) for face in answer.faces]
+        value: Any = [_old_face(face, answer) for face in answer.faces] if answer.faces is not None else None
+        if answer.embedding is not None:
+            value = _vector(answer.embedding, "list")
         return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     body: dict[str, Any] = {}
     if answer.embedding is not None:

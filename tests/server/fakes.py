@@ -94,6 +94,11 @@ class FakeEngines:
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.broken: Exception | None = None
+
+    def warm_up(self) -> None:
+        if self.broken is not None:
+            raise self.broken
 
     def load(self, part: Part) -> FakeModel:
         key = (part.kind, part.entry.name)
@@ -109,12 +114,13 @@ class FakeEngines:
 
 
 def fake_app(engines: FakeEngines, **settings: Any) -> web.Application:
-    return create_app(Settings(**settings), engines.load, engines.release)
+    return create_app(Settings(**settings), engines.load, engines.release, engines.warm_up)
 
 
 @asynccontextmanager
 async def serving(app: web.Application) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """Serve `app` on a socket of the loopback, as python -m server does."""
     server = TestServer(app)
+    await server.start_server(auto_decompress=False)
     async with TestClient(server) as client:
         yield client

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import itertools
+import statistics
+import time
 from typing import Any
 
 import aiohttp
@@ -40,6 +42,13 @@ async def until_waiting(app: Any, count: int) -> None:
     """Let the loop turn until `count` items wait in the queues."""
     async with asyncio.timeout(20):
         while sum(loaded.queue.items for loaded in app[SHELF].loaded()) != count:  # noqa: ASYNC110 - a state, no event
+            await asyncio.sleep(0.001)
+
+
+async def until_inside(app: Any, count: int) -> None:
+    """Let the loop turn until `count` requests are inside."""
+    async with asyncio.timeout(20):
+        while app[DOOR].inside != count:  # noqa: ASYNC110 - a state, no event
             await asyncio.sleep(0.001)
 
 
@@ -206,15 +215,25 @@ async def test_a_client_that_hangs_up_in_the_queue_costs_nothing_more() -> None:
 async def test_ping_answers_while_a_model_loads_and_a_batch_runs() -> None:
     engines = FakeEngines()
     async with serving(fake_app(engines)) as client:
+        await client.post("/predict", data=form(CLIP, png()))
+        model = engines.models["visual", "demo"]
+        model.gate.clear()
         engines.gate.clear()
+        running = asyncio.create_task(client.post("/predict", data=form(CLIP, png())))
         loading = asyncio.create_task(client.post("/predict", data=form(TEXT, text="x")))
-        await asyncio.sleep(0)
-        for _ in range(20):
-            async with asyncio.timeout(5):
-                assert await (await client.get("/ping")).text() == "pong"
+        for _ in range(2):
+            assert await asyncio.to_thread(model.running.acquire, timeout=20)
+        seconds = []
+        for _ in range(50):
+            started = time.perf_counter()
+            assert await (await client.get("/ping")).text() == "pong"
+            seconds.append(time.perf_counter() - started)
         assert not loading.done()
+        assert not running.done()
         engines.gate.set()
-        assert (await loading).status == 200
+        model.gate.set()
+        assert ((await loading).status, (await running).status) == (200, 200)
+    assert statistics.median(seconds) < 0.05
 
 
 async def test_pictures_wait_for_room_to_be_decoded_and_nobody_is_refused() -> None:
@@ -255,7 +274,7 @@ async def test_face_names_of_other_servers_are_served_by_the_alias_or_refused() 
 async def test_ready_tells_of_preloading_and_of_dead_threads(caplog: pytest.LogCaptureFixture) -> None:
     engines = FakeEngines()
     engines.gate.clear()
-    app = fake_app(engines, preload_clip_textual=("demo",))
+    app = fake_app(engines, MACHINE_LEARNING_PRELOAD__CLIP__TEXTUAL=("demo",))
     async with serving(app) as client:
         response = await client.get("/health/ready")
         assert (response.status, (await response.json())["status"]) == (503, "loading the preloaded models")
@@ -272,6 +291,54 @@ async def test_ready_tells_of_preloading_and_of_dead_threads(caplog: pytest.LogC
         assert response.status == 503
         assert "died" in (await response.json())["status"]
     assert "died" in caplog.text
+
+
+async def test_ready_tells_of_a_failed_preload_and_of_libraries_that_are_missing() -> None:
+    engines = FakeEngines()
+    engines.error = WeightsMissing("no weights in /cache")
+    async with serving(fake_app(engines, MACHINE_LEARNING_PRELOAD__CLIP__TEXTUAL=("demo",))) as client:
+        async with asyncio.timeout(20):
+            while True:
+                response = await client.get("/health/ready")
+                status = (await response.json())["status"]
+                assert response.status == 503
+                if "no weights in /cache" in status:
+                    break
+    assert "demo (textual) could not be preloaded" in status
+    engines = FakeEngines()
+    engines.broken = ImportError("no module named torch")
+    async with serving(fake_app(engines)) as client:
+        async with asyncio.timeout(20):
+            while (response := await client.get("/health/ready")).status == 200 or "loading" in await response.text():
+                pass
+        assert "no module named torch" in (await response.json())["status"]
+
+
+async def test_one_client_with_many_pictures_does_not_starve_another_with_few() -> None:
+    engines = FakeEngines()
+    app = fake_app(engines, request_threads=1, max_decoded_pixels=64 * 48)
+    order: list[str] = []
+
+    async def ask(client: Any, who: str, number: int) -> None:
+        response = await client.post("/predict", data=form(FACES, png(colour=(number, 1, 1))))
+        assert response.status == 200
+        order.append(who)
+
+    async with serving(app) as many:
+        # The same server, from another address of this machine: another client.
+        connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))
+        async with aiohttp.ClientSession(many.make_url("/"), connector=connector) as few:
+            await many.post("/predict", data=form(FACES, png()))
+            model = engines.models["detection", "demo"]
+            model.gate.clear()
+            asked = [asyncio.create_task(ask(many, "many", number)) for number in range(60)]
+            await until_inside(app, 60)
+            asked += [asyncio.create_task(ask(few, "few", number)) for number in range(3)]
+            await until_inside(app, 63)
+            model.gate.set()
+            await asyncio.gather(*asked)
+    assert order.index("few", order.index("few") + 1) < 20
+    assert [i for i, who in enumerate(order) if who == "few"][-1] < 25
 
 
 async def test_models_lists_what_is_known_and_what_is_loaded() -> None:

@@ -236,6 +236,44 @@ async def test_an_item_cancelled_in_the_queue_is_never_computed(scheduler: Sched
     assert [item for batch in model.batches for item in batch] == ["held", 0, 2, 3]
 
 
+async def test_a_picture_of_a_caller_who_hung_up_leaves_memory_at_once(scheduler: Scheduler) -> None:
+    class Picture:
+        pass
+
+    model = Echo()
+    queue = scheduler.add(model, "echo", Lane.BULK)
+    held = await hold(scheduler, model, queue)
+    picture = Picture()
+    trace = weakref.ref(picture)
+    waiting = scheduler.submit(queue, picture, weight=1000)
+    del picture
+    waiting.cancel()
+    await until(lambda: queue.items == 0)
+    gc.collect()
+    assert trace() is None
+    assert queue.weight == 0
+    model.gate.set()
+    await held
+
+
+async def test_a_model_that_raises_stop_iteration_fails_that_item_alone(scheduler: Scheduler) -> None:
+    class Stopping(Echo):
+        def run(self, batch: list[Any]) -> list[Any]:
+            if 2 in batch:
+                raise StopIteration
+            return super().run(batch)
+
+    model = Stopping()
+    queue = scheduler.add(model, "stopping", Lane.BULK)
+    held = await hold(scheduler, model, queue)
+    futures = [scheduler.submit(queue, item) for item in range(4)]
+    model.gate.set()
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*futures, return_exceptions=True)
+    await held
+    assert [type(result) for result in results] == [int, int, RuntimeError, int]
+
+
 async def test_10000_callers_each_get_their_own_answer(scheduler: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)  # 200 failed items are meant
     rng = random.Random(5)
@@ -342,6 +380,8 @@ async def test_a_removed_queue_fails_what_waits_in_it(scheduler: Scheduler) -> N
     scheduler.remove(queue)
     with pytest.raises(Closed, match="unloaded"):
         await waiting
+    with pytest.raises(Closed, match="unloaded"):
+        scheduler.submit(queue, 2)
     model.gate.set()
     assert await held == "held"
 
@@ -369,6 +409,29 @@ async def test_a_thread_that_dies_is_seen_and_nobody_waits_for_ever(caplog: pyte
     with pytest.raises(Closed):
         scheduler.submit(queue, 2)
     assert await scheduler.close()
+
+
+async def test_a_collating_thread_that_dies_leaves_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
+    class Deadly(Echo):
+        def collate(self, items: Sequence[Any]) -> list[Any]:
+            if len(items) > 1:
+                raise SystemExit("out of this thread")
+            return super().collate(items)
+
+    scheduler = Scheduler("dying")
+    scheduler.start()
+    model = Deadly()
+    queue = scheduler.add(model, "deadly", Lane.BULK)
+    held = await hold(scheduler, model, queue)
+    waiting = [scheduler.submit(queue, item) for item in range(12)]
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(result, Closed) for result in results)
+    model.gate.set()
+    assert await held == "held"
+    assert not scheduler.alive
+    assert await scheduler.close()
+    assert "died" in caplog.text
 
 
 async def test_an_idle_scheduler_holds_on_to_no_item_and_no_removed_model(scheduler: Scheduler) -> None:

@@ -1,4 +1,4 @@
-"""The shared amount: first come first served, never more than the capacity, nothing lost by cancellation."""
+"""The shared amount: flows in turn, never more than the capacity, nothing lost by cancellation."""
 
 import asyncio
 import random
@@ -45,6 +45,23 @@ async def test_a_small_one_does_not_overtake_a_large_one() -> None:
         assert order == []
     await asyncio.gather(*tasks)
     assert order == ["large", "small"]
+
+
+async def test_flows_take_turns_so_many_of_one_do_not_starve_few_of_another() -> None:
+    budget = Budget(1)
+    order: list[str] = []
+
+    async def user(flow: str) -> None:
+        async with budget.hold(1, flow):
+            order.append(flow)
+
+    async with budget.hold(1):
+        tasks = [asyncio.create_task(user(flow)) for flow in ["many"] * 100 + ["few"] * 5]
+        await settle()
+        assert budget.waiting == 105
+    await asyncio.gather(*tasks)
+    assert order[:10].count("few") == 5
+    assert budget.waiting == 0
 
 
 async def test_more_than_the_capacity_goes_alone() -> None:

@@ -33,10 +33,9 @@ class Engines(FakeEngines):
     def __init__(self, config):
         super().__init__()
 
-    def warm_up(self):
-        pass
-
     def load(self, part):
+        if part.kind == "visual":
+            time.sleep(60)  # a download that takes its time
         return Slow(part.kind, part.entry.name)
 
 main.Engines = Engines
@@ -127,6 +126,61 @@ async def test_what_fits_into_the_grace_time_is_answered_and_new_connections_are
         code, seconds = await ending
     assert code == 0
     assert seconds < 5
+
+
+async def closed_loop(running: Process, number: int) -> list[int]:
+    """Send text after text on one connection that is kept open; return the statuses until the server says close."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    body = f'entries={{"clip":{{"textual":{{"modelName":"demo"}}}}}}&text=slow 0.02 {number}'.encode()
+    kind = "application/x-www-form-urlencoded"
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    statuses = []
+    while True:
+        writer.write(head.encode() + body)
+        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+        await reader.readexactly(int(headers["content-length"]))
+        statuses.append(int(lines[0].split()[1]))
+        if headers.get("connection") == "close":
+            writer.close()
+            return statuses
+
+
+async def test_clients_on_open_connections_lose_no_request_at_the_end() -> None:
+    async with server() as running:
+        assert await running.ask("warm") == 200
+        clients = [asyncio.create_task(closed_loop(running, number)) for number in range(32)]
+        await asyncio.sleep(0.5)
+        code, _ = await running.end()
+        async with asyncio.timeout(20):
+            statuses = await asyncio.gather(*clients)  # raises where a connection ends without an answer
+    assert code == 0
+    assert {status for client in statuses for status in client} == {200}
+
+
+async def test_a_load_under_way_does_not_hold_the_end_up() -> None:
+    async with server(MACHINE_LEARNING_PRELOAD__CLIP__VISUAL="demo") as running:
+        await running.until_logged("loading demo")
+        code, seconds = await running.end()
+    assert (code, seconds < 5) == (0, True)
+
+
+async def test_a_native_thread_under_way_does_not_abort_the_process() -> None:
+    """With torch for real: unwinding the interpreter under one of its threads would end in SIGABRT."""
+    environ = {**os.environ, "IMMICH_HOST": "127.0.0.1", "IMMICH_PORT": "0", "MACHINE_LEARNING_UNTRAINED": "true"}
+    environ["MACHINE_LEARNING_PRELOAD__CLIP__VISUAL"] = "ViT-L-14__openai"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "server", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(120):
+        while b"loading ViT-L-14__openai" not in await process.stderr.readline():
+            pass
+        await asyncio.sleep(0.7)  # into the building of the network, which takes seconds
+        process.send_signal(signal.SIGTERM)
+        rest = await process.stderr.read()
+        assert await process.wait() == 0, rest
+    assert b"loaded ViT-L-14__openai" not in rest, "the signal must come while the load is under way"
 
 
 async def test_what_does_not_fit_gets_503_and_the_process_ends_even_with_a_batch_on_the_device() -> None:

@@ -69,22 +69,34 @@ async def test_flows_take_turns_so_a_thousand_items_do_not_starve_ten(loop: asyn
     assert [item for item in first_20 if item[0] == "many"] == [("many", i) for i in range(10)]
 
 
-async def test_what_nobody_awaits_is_dropped_at_the_cut(loop: asyncio.AbstractEventLoop) -> None:
+async def test_what_nobody_awaits_is_dropped_with_its_item(loop: asyncio.AbstractEventLoop) -> None:
     q = queue()
-    waiters = [push(q, loop, item) for item in range(8)]
+    waiters = [push(q, loop, item, flow=str(item % 3), weight=10) for item in range(8)]
     for waiter in waiters[::2]:
-        waiter.future.cancel()
-    assert [waiter.item for waiter in q.cut()] == [1, 3, 5, 7]
+        q.drop(waiter)
+        q.drop(waiter)
+    assert (q.items, q.weight) == (4, 40)
+    assert [waiter.item for waiter in waiters] == [None, 1, None, 3, None, 5, None, 7]
+    assert sorted(waiter.item for waiter in q.cut()) == [1, 3, 5, 7]
     assert (q.items, q.weight) == (0, 0)
 
 
-async def test_a_queue_of_dead_items_only_cuts_nothing(loop: asyncio.AbstractEventLoop) -> None:
+async def test_a_queue_of_dropped_items_only_is_empty(loop: asyncio.AbstractEventLoop) -> None:
     q = queue()
     for waiter in [push(q, loop, item) for item in range(20)]:
-        waiter.future.cancel()
-    while q.items:
-        assert q.cut() == []
-    assert q.weight == 0
+        q.drop(waiter)
+    assert q.cut() == []
+    assert (q.items, q.weight) == (0, 0)
+    late = push(q, loop, "late")
+    assert q.cut() == [late]
+
+
+async def test_an_item_in_a_batch_is_no_longer_the_queue_s_to_drop(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue()
+    waiter = push(q, loop, "item")
+    assert q.cut() == [waiter]
+    q.drop(waiter)
+    assert (waiter.item, q.items, q.weight) == ("item", 0, 0)
 
 
 async def test_a_batch_is_bounded_by_weight_but_one_heavy_item_always_goes(loop: asyncio.AbstractEventLoop) -> None:
@@ -128,14 +140,25 @@ async def test_room_ends_by_weight_but_an_empty_queue_takes_anything(loop: async
         q.check_room(3)
 
 
-async def test_dead_items_make_room(loop: asyncio.AbstractEventLoop) -> None:
+async def test_dropped_items_make_room(loop: asyncio.AbstractEventLoop) -> None:
     q = queue(Limits(items=4, weight=4))
     waiters = [push(q, loop, item, flow=str(item % 2)) for item in range(4)]
-    waiters[1].future.cancel()
-    waiters[3].future.cancel()
+    q.drop(waiters[1])
+    q.drop(waiters[3])
     q.check_room(2)
-    assert (q.items, q.weight) == (2, 2)
     assert [waiter.item for waiter in q.drain()] == [0, 2]
+
+
+async def test_what_could_not_be_answered_in_time_is_refused(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(seconds=100))
+    q.note_batch(seconds=30.0, items=1)
+    for item in range(3):
+        q.check_room(1)
+        push(q, loop, item)
+    q.check_room(1)
+    with pytest.raises(Full) as full:
+        q.check_room(1, ahead=1)
+    assert full.value.retry_after == pytest.approx(120.0)
 
 
 async def test_the_estimate_follows_the_last_batches(loop: asyncio.AbstractEventLoop) -> None:

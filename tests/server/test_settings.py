@@ -22,6 +22,7 @@ def test_every_setting_has_a_sentence_and_a_variable_of_ours() -> None:
         ("IMMICH_HOST", "127.0.0.1", "host", "127.0.0.1"),
         ("IMMICH_PORT", "4004", "port", 4004),
         ("IMMICH_LOG_LEVEL", "verbose", "log_level", "verbose"),
+        ("IMMICH_LOG_LEVEL", "INFO", "log_level", "info"),
         ("MACHINE_LEARNING_CACHE_FOLDER", "/cache", "cache_folder", Path("/cache")),
         ("MACHINE_LEARNING_MODEL_TTL", "0", "model_ttl", 0),
         ("MACHINE_LEARNING_REQUEST_THREADS", "3", "request_threads", 3),
@@ -56,12 +57,22 @@ def test_the_cache_folder_is_in_the_home_of_the_user(monkeypatch: pytest.MonkeyP
         ("MACHINE_LEARNING_DEVICE_IDS", "first"),
         ("MACHINE_LEARNING_DEVICE_IDS", "-1"),
         ("MACHINE_LEARNING_MAX_BODY_MB", "nan"),
+        ("MACHINE_LEARNING_MAX_BODY_MB", "inf"),
     ],
 )
 def test_a_wrong_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_a_setting_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACHINE_LEARNING_PORT", "1")
+    monkeypatch.setenv("MACHINE_LEARNING_PRELOAD_CLIP", "demo")
+    assert Settings() == Settings.model_construct(
+        **{name: f.get_default() for name, f in Settings.model_fields.items()}
+        | {"cache_folder": Settings().cache_folder}
+    )
 
 
 def test_old_and_new_preload_names_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import weakref
 from collections.abc import AsyncIterator
 
@@ -141,6 +142,33 @@ async def test_over_budget_the_least_recently_used_leaves_first(
     assert await shelf.close(grace=5)
 
 
+async def test_what_somebody_waits_for_does_not_leave_before_they_have_it(engines: FakeEngines) -> None:
+    """Two loads end together, and each would push the other out."""
+    shelf = Shelf(engines.load, engines.release, budget=1)
+    engines.gate.clear()
+    asking = [asyncio.create_task(use(shelf, part(kind))) for kind in ("visual", "textual") for _ in range(5)]
+    await asyncio.sleep(0)
+    engines.gate.set()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*asking) == ["demo"] * 10
+    assert sorted(engines.loads) == [("textual", "demo"), ("visual", "demo")]
+    assert await shelf.close(grace=5)
+
+
+async def test_memory_that_cannot_be_given_back_fails_nobody(
+    engines: FakeEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError("no malloc_trim")
+
+    shelf = Shelf(engines.load, fail, budget=1500)
+    assert await use(shelf, part("visual")) == "demo"
+    assert await use(shelf, part("textual")) == "demo"
+    assert [loaded.part.kind for loaded in shelf.loaded()] == ["textual"]
+    assert "could not be given back" in caplog.text
+    assert await shelf.close(grace=5)
+
+
 async def test_texts_are_interactive_and_pictures_bulk(shelf: Shelf) -> None:
     lanes = {}
     for kind in ("visual", "textual"):
@@ -174,3 +202,9 @@ async def test_a_thread_hands_on_what_its_function_raises() -> None:
     with pytest.raises(ValueError, match="lost"):
         await in_thread(lambda: int("lost"), "failing")
     assert await in_thread(lambda: 7, "working") == 7
+
+
+async def test_a_library_that_wants_to_end_the_process_only_fails_its_load(shelf: Shelf, engines: FakeEngines) -> None:
+    shelf._load = lambda part: sys.exit("a library gave up")
+    with pytest.raises(RuntimeError, match="a library gave up"):
+        await use(shelf, part())

@@ -1,6 +1,7 @@
 """Forms in and JSON out, without models: shapes, encodings, limits, the three generations."""
 
 import asyncio
+import zlib
 from typing import Any
 
 import aiohttp
@@ -8,16 +9,16 @@ import numpy as np
 import orjson
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
 
 from server import wire
 from server.errors import BadForm, BadInput, RequestError, errors_to_answers
 from server.wire import Answer, Ask, Face, parse, render
+from tests.server.fakes import serving
 
 
 async def echo(request: web.Request) -> web.Response:
     """Answer what the form was read as, for the tests of reading."""
-    form = await wire.read_form(request, max_bytes=10_000)
+    form = await wire.read_form(request, max_bytes=10_000, idle_timeout=0.3)
     return web.json_response({name: value.decode("latin-1") for name, value in form.items()})
 
 
@@ -25,7 +26,7 @@ async def echo(request: web.Request) -> web.Response:
 async def client() -> Any:
     app = web.Application(middlewares=[errors_to_answers], client_max_size=1)  # the limit is read_form's alone
     app.router.add_post("/", echo)
-    async with TestClient(TestServer(app)) as client:
+    async with serving(app) as client:
         yield client
 
 
@@ -64,6 +65,12 @@ async def test_urlencoded_with_utf8_and_plus_signs(client: Any) -> None:
         assert (await response.json())["text"].encode("latin-1").decode() == "grün und + & = 日本"
 
 
+async def test_urlencoded_as_plain_utf8(client: Any) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with client.post("/", data="text=grün&".encode(), headers=headers) as response:
+        assert (await response.json())["text"].encode("latin-1").decode() == "grün"
+
+
 async def test_the_last_field_of_a_name_counts(client: Any) -> None:
     async with client.post("/", data=part("text", b"one") + part("text", b"two") + END, headers=MULTIPART) as response:
         assert await response.json() == {"text": "two"}
@@ -78,7 +85,8 @@ async def test_the_last_field_of_a_name_counts(client: Any) -> None:
         (MULTIPART, b"no boundary at all", 422),
         (MULTIPART, part("text", b"x"), 422),
         (MULTIPART, part("text", b"x", b"Content-Encoding: gzip") + END, 422),
-        (MULTIPART, part("text", b"x", b"Content-Transfer-Encoding: base64") + END, 422),
+        (MULTIPART, part("text", b"x", b"Content-Transfer-Encoding: BASE64") + END, 422),
+        (MULTIPART, part("text", b"x", b"Content-Transfer-Encoding: quoted-printable") + END, 422),
         (MULTIPART, part("text", b"x", b"Content-Type: multipart/mixed; boundary=YY") + END, 422),
         (MULTIPART, b"--XX\r\n\r\nno headers\r\n" + END, 422),
         (MULTIPART, part("x", b"") * 65 + END, 413),
@@ -86,7 +94,9 @@ async def test_the_last_field_of_a_name_counts(client: Any) -> None:
         (MULTIPART, part("image", b"x" * 10_000) + END, 413),
         ({"Content-Type": "application/x-www-form-urlencoded"}, b"text=" + b"x" * 10_000, 413),
         ({"Content-Type": "application/x-www-form-urlencoded"}, b"\xff\xfe", 422),
-        ({"Content-Type": "application/x-www-form-urlencoded"}, b"no-pairs", 422),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"x=1&" * 64, 413),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"no-pairs", 200),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"text=x&", 200),
         ({"Content-Type": "application/x-www-form-urlencoded"}, b"", 200),
     ],
     ids=lambda value: None if isinstance(value, dict) else str(value)[:40],
@@ -119,13 +129,31 @@ async def test_a_body_without_length_is_counted_while_it_is_read(client: Any) ->
     assert sent < 100_000_000
 
 
-async def test_a_compressed_body_is_counted_as_it_unpacks(client: Any) -> None:
-    import zlib
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+async def test_an_encoded_body_is_refused_whole_or_broken(client: Any, encoding: str) -> None:
+    for body in (zlib.compress(part("image", b"\x00" * 5_000_000) + END), b"garbage"):
+        async with client.post("/", data=body, headers={**MULTIPART, "Content-Encoding": encoding}) as response:
+            assert response.status == 422
+            assert "Content-Encoding" in (await response.json())["detail"]
 
-    bomb = zlib.compress(part("image", b"\x00" * 5_000_000) + END)
-    headers = {**MULTIPART, "Content-Encoding": "deflate"}
-    async with client.post("/", data=bomb, headers=headers) as response:
-        assert response.status == 413
+
+async def test_a_body_that_stops_coming_is_given_up(client: Any) -> None:
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    head = (
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nContent-Type: multipart/form-data; boundary=XX\r\n\r\n"
+    )
+    writer.write(head.encode() + b"--XX\r\n")
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 Request body too slow")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_header_that_is_no_utf8_is_not_echoed(client: Any) -> None:
+    body = b'--XX\r\nContent-Disposition: form-data; name="\xff"\r\n\r\nx\r\n' + END
+    async with client.post("/", data=body, headers=MULTIPART) as response:
+        assert response.status == 422
+        assert "UnicodeDecodeError" not in (await response.json())["detail"]
 
 
 def entries(value: Any, **fields: bytes) -> dict[str, bytes]:
@@ -236,6 +264,7 @@ def test_the_oldest_clients_get_the_bare_value() -> None:
 def test_a_row_of_a_batch_that_is_not_contiguous_is_rendered_as_it_reads() -> None:
     rows = np.arange(8, dtype=np.float32).reshape(4, 2)
     assert orjson.loads(render(Ask(), Answer(embedding=rows[:, 1]), "string"))["clip"] == "[1.0,3.0,5.0,7.0]"
+    assert orjson.loads(render(Ask(bare=True), Answer(embedding=rows[:, 1]), "string")) == [1, 3, 5, 7]
 
 
 def test_an_empty_ocr_answer() -> None:
