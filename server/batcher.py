@@ -187,10 +187,12 @@ class Scheduler:
             self._die(batch, error)
             raise
         seconds = time.perf_counter() - started
-        self._to_loop(_deliver, batch.waiters, outcomes)
         with self._lock:
             self._running = False
             batch.queue.note_batch(seconds, len(batch.waiters))
+        waiters = batch.waiters
+        del batch  # whoever gets the last answer may unload the model at once
+        self._to_loop(_deliver, waiters, outcomes)
         return True
 
     def _wait(self, condition: threading.Condition, cut: "Callable[[], _Batch | None]") -> _Batch | None:
