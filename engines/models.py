@@ -1,7 +1,11 @@
-"""One way to load any model. Knows which module builds which kind, and nothing about any of them."""
+"""One way to load any model. Knows which module builds which kind, and nothing about any of them.
+
+Importing it imports torch, open_clip and facenet-pytorch, which takes seconds.
+"""
 
 import torch
 
+from engines import clip, faces
 from engines.catalog import Clip, Face
 from engines.model import Config, Kind, Model
 
@@ -13,19 +17,13 @@ def load(kind: Kind, entry: Clip | Face, config: Config) -> Model:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    if isinstance(entry, Clip):
-        from engines import clip
-
-        if kind == "visual":
+    match entry, kind:
+        case Clip(), "visual":
             return clip.load_visual(entry, config)
-        if kind == "textual":
+        case Clip(), "textual":
             return clip.load_textual(entry, config)
-    else:
-        # Imported only when a face model is asked for: facenet-pytorch and its weights come with it.
-        from engines import faces
-
-        if kind == "detection":
+        case Face(), "detection":
             return faces.load_detector(config)
-        if kind == "recognition":
+        case Face(), "recognition":
             return faces.load_recogniser(entry, config)
     raise ValueError(f"{entry.name} is a {type(entry).__name__} entry and has no {kind} model")

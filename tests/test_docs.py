@@ -24,6 +24,14 @@ def test_a_readme_without_a_place_for_a_table_is_refused() -> None:
         with_tables(TEXT.replace("<!-- models -->", ""))
 
 
+def test_what_was_measured_comes_with_its_command() -> None:
+    rows = re.search(r"## Measured\n(.*?)\n## ", TEXT, re.DOTALL)
+    assert rows is not None
+    figures = re.findall(r"^\| [^|]+ \| ([^|]*\d[^|]*) \| ([^|]+) \|$", rows[1], re.MULTILINE)
+    assert len(figures) >= 5
+    assert all(command == "the same" or command.startswith("`.venv/bin/python -m ") for _, command in figures)
+
+
 def test_every_table_has_rows() -> None:
     assert all(table().count("\n") > 3 for table in TABLES.values())
 
