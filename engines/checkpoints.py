@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -83,8 +84,12 @@ def load(network: Tower, state: Mapping[str, Tensor], name: str) -> None:
             f"The weights of {name} do not fit its architecture ({'; '.join(told)}). "
             "Delete them from the cache folder, so that they are fetched anew."
         )
-    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in found.items()}
-    network.tower.load_state_dict(floats, assign=True)
+    # Copies: what was read may be views of the mapped file, and the network must outlive a change of that file.
+    own = {
+        key: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for key, tensor in found.items()
+    }
+    network.tower.load_state_dict(own, assign=True)
 
 
 def _own(state: Mapping[str, Tensor], picture: bool, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

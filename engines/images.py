@@ -89,6 +89,12 @@ _UPRIGHT = {
 }
 
 
+_INVERSE = {  # of those that are not their own
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a picture says of itself before it is decoded; sizes in pixels as stored, before any EXIF rotation."""
@@ -116,9 +122,11 @@ def decode(data: bytes, max_pixels: int, exif: bool = False) -> Image.Image:
     """
     image = _open(data, max_pixels)
     try:
+        # Pillow turns TIFFs by itself while it loads them, and then forgets their orientation.
+        turned = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
         image.load()
-        upright = _turn(image) if exif else image
-        return _to_rgb(upright, image.format or "")
+        stored_as = image.format or ""
+        return _to_rgb(_turn(image) if exif else _turn_back(image, turned), stored_as)
     except DECODER_ERRORS as error:
         raise ImageError(f"The {image.format} picture is cut off or damaged: send the whole file.") from error
     except MemoryError as error:
@@ -158,6 +166,11 @@ def _looks_like(data: bytes) -> str:
 def _turn(image: Image.Image) -> Image.Image:
     method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     return image if method is None else image.transpose(method)
+
+
+def _turn_back(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(_INVERSE.get(method, method))
 
 
 def _to_rgb(image: Image.Image, stored_as: str) -> Image.Image:

@@ -1,11 +1,11 @@
 """A decoded picture to the square of pixels that a CLIP picture tower takes.
 
-Knows how torchvision rounds sizes and offsets and in which order Pillow resamples, and computes only the window that
-the crop keeps. Deliberately knows neither mean nor std (they are inside the network) nor any model's name.
+Knows how torchvision rounds sizes and offsets, and how Pillow resamples. Deliberately knows neither mean nor std (they
+are inside the network) nor any model's name.
 
 open_clip's transform resizes the whole picture and then crops: on a strip of 20000x1 pixels it makes a picture of
-4480000x224 first. To get its pixels from the window alone, two things must agree with it. Pillow resamples in two
-passes with 8 bits in between, so their order shows in the result. And it takes the window in float32.
+4480000x224 first. Of strips only the window that the crop keeps is computed here, by Pillow's own arithmetic: its
+`box` argument takes the window in float32, which moves some pixels by more than a level.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,16 @@ from PIL import Image
 from engines.catalog import ResizeMode
 
 Size = tuple[int, int]  # width, height in pixels
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, with fractions
+Pixels = NDArray[np.uint8]
 
 BICUBIC = Image.Resampling.BICUBIC
-BICUBIC_REACH = 2  # source pixels on each side of an output pixel's centre, times the scale when shrinking
-# How many output pixels beyond the crop an edge of the window may lie, to fall where float32 errs least.
-_SLACK = 8
-# A picture that is to be enlarged is small: up to this aspect ratio all of it is resampled, without any window.
-_STRIP = 8
+# Pictures up to this aspect ratio are resized as a whole by Pillow, which is faster than the window computed here.
+STRIP = 8
+# Pillow's arithmetic (src/libImaging/Resample.c): the cubic filter of Keys (1981) with a = -0.5 reaches two pixels, or
+# two pixels of the target when shrinking; weights are integers with 22 bits of fraction; each pass ends in 8 bits.
+_REACH = 2.0
+_KEYS_A = -0.5
+_FRACTION_BITS = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,70 +54,78 @@ def plan(width: int, height: int, size: int, mode: ResizeMode, floor_offset: boo
     return Crop(resized, _offset(resized[0] - size, floor_offset), 0)
 
 
-def prepare(image: Image.Image, size: int, mode: ResizeMode, floor_offset: bool = False) -> NDArray[np.uint8]:
+def prepare(image: Image.Image, size: int, mode: ResizeMode, floor_offset: bool = False) -> Pixels:
     """Resize and crop an RGB picture; returns (size, size, 3) uint8.
 
-    Equal to open_clip's `image_transform` before its ToTensor (Pillow's bicubic filter with antialiasing), within one
-    level in rare pixels.
+    Equal to open_clip's `image_transform` before its ToTensor (Pillow's bicubic filter with antialiasing).
     """
     crop = plan(image.width, image.height, size, mode, floor_offset)
-    strip = max(crop.resized) > _STRIP * size
-    if crop.resized == (size, size) or (crop.resized[0] > image.width and not strip):
-        resized = image.resize(crop.resized, BICUBIC)
-        return np.array(resized.crop((crop.left, crop.top, crop.left + size, crop.top + size)))
-
-    landscape = crop.resized[0] > crop.resized[1]
-    source, scaled = (image.width, crop.resized[0]) if landscape else (image.height, crop.resized[1])
-    offset = crop.left if landscape else crop.top
-    rows_first = _rows_first(image.size, crop.resized)
-    near = (0, source)
-    if strip or rows_first != _rows_first(image.size, (size, size)):
-        near = _reach(offset, size, source, scaled)
-        image = image.crop((near[0], 0, near[1], image.height) if landscape else (0, near[0], image.width, near[1]))
-    first, last = _edges(offset, size, source, scaled, near[0])
-    start, stop = first * source / scaled - near[0], last * source / scaled - near[0]
-    lead = offset - first
-    if landscape:
-        resized = _resize(image, (last - first, size), (start, 0.0, stop, image.height), rows_first)
-        return np.array(resized.crop((lead, 0, lead + size, size)))
-    resized = _resize(image, (size, last - first), (0.0, start, image.width, stop), rows_first)
-    return np.array(resized.crop((0, lead, size, lead + size)))
+    if max(crop.resized) > STRIP * size:
+        return _window(image, crop, size)
+    resized = image.resize(crop.resized, BICUBIC)
+    return np.array(resized.crop((crop.left, crop.top, crop.left + size, crop.top + size)))
 
 
 def _offset(spare: int, floor: bool) -> int:
     return spare // 2 if floor else round(spare / 2.0)
 
 
-def _reach(offset: int, size: int, source: int, scaled: int) -> tuple[int, int]:
-    # The pixels of the longer side that the window can read, edges included.
-    scale = source / scaled
-    reach = int(BICUBIC_REACH * max(1.0, scale)) + 2
-    first, last = int((offset - _SLACK) * scale), int((offset + size + _SLACK) * scale)
-    return max(0, first - reach), min(source, last + reach)
+def _window(image: Image.Image, crop: Crop, size: int) -> Pixels:
+    """Return the square of `crop` without the rest of the resized picture."""
+    columns = _Weights.of(image.width, crop.resized[0], crop.left, size)
+    rows = _Weights.of(image.height, crop.resized[1], crop.top, size)
+    pixels = np.asarray(image.crop((columns.low, rows.low, columns.high, rows.high)))
+    if _rows_first(image.size, crop.resized):
+        return columns.apply(rows.apply(pixels, axis=0), axis=1)
+    return rows.apply(columns.apply(pixels, axis=1), axis=0)
 
 
-def _edges(offset: int, size: int, source: int, scaled: int, origin: int) -> tuple[int, int]:
-    # The edges of the window in the resized picture. Pillow holds their positions in the source (counted from
-    # `origin`) as float32, and the difference of the two as well: those edges at hand are taken that lose least by it.
-    first = np.arange(max(0, offset - _SLACK), offset + 1)[:, None]
-    last = np.arange(offset + size, min(scaled, offset + size + _SLACK) + 1)[None, :]
-    start, stop = first * source / scaled - origin, last * source / scaled - origin
-    start32, stop32 = start.astype(np.float32), stop.astype(np.float32)
-    error = np.maximum(np.abs(start32 - start), np.abs(start32 + (stop32 - start32).astype(np.float64) - stop))
-    best = np.unravel_index(np.argmin(error), error.shape)
-    return int(first[best[0], 0]), int(last[0, best[1]])
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Of which source pixels, by which weights, each of some target pixels of one axis is made.
+
+    Target pixel i is made of the pixels `starts[i]` and following, by the integers `weights[i]`. `low` and `high` bound
+    all of them, the latter exclusive.
+    """
+
+    starts: list[int]
+    weights: list[NDArray[np.int64]]
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, source: int, scaled: int, first: int, count: int) -> "_Weights":
+        """Return those of the target pixels from `first` on, where `source` pixels are scaled to `scaled`."""
+        scale = source / scaled
+        stretch = max(scale, 1.0)
+        starts, weights = [], []
+        for target in range(first, first + count):
+            centre = (target + 0.5) * scale
+            start = max(0, int(centre - _REACH * stretch + 0.5))
+            stop = min(source, int(centre + _REACH * stretch + 0.5))
+            cubic = _keys((np.arange(start, stop, dtype=np.float64) - centre + 0.5) / stretch)
+            cubic = cubic / cubic.sum() * (1 << _FRACTION_BITS)
+            starts.append(start)
+            weights.append(np.trunc(cubic + np.copysign(0.5, cubic)).astype(np.int64))
+        ends = [start + len(weight) for start, weight in zip(starts, weights, strict=True)]
+        return cls(starts, weights, min(starts), max(ends))
+
+    def apply(self, pixels: Pixels, axis: int) -> Pixels:
+        """Resample the axis of `pixels` that begins with source pixel `low`."""
+        along = np.moveaxis(pixels, axis, -1).astype(np.int64)
+        targets = [
+            along[..., start - self.low : start - self.low + len(weight)] @ weight
+            for start, weight in zip(self.starts, self.weights, strict=True)
+        ]
+        levels = (np.stack(targets, axis=-1) + (1 << (_FRACTION_BITS - 1))) >> _FRACTION_BITS
+        return np.ascontiguousarray(np.moveaxis(levels.clip(0, 255).astype(np.uint8), -1, axis))
 
 
-def _resize(image: Image.Image, size: Size, box: Box, rows_first: bool) -> Image.Image:
-    # One pass at a time where Pillow would take them in the other order.
-    if rows_first == _rows_first(image.size, size):
-        return image.resize(size, BICUBIC, box=box)
-    left, top, right, bottom = box
-    if rows_first:
-        rows = image.resize((image.width, size[1]), BICUBIC, box=(0, top, image.width, bottom))
-        return rows.resize(size, BICUBIC, box=(left, 0, right, size[1]))
-    columns = image.resize((size[0], image.height), BICUBIC, box=(left, 0, right, image.height))
-    return columns.resize(size, BICUBIC, box=(0, top, size[0], bottom))
+def _keys(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    x, a = np.abs(x), _KEYS_A
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < _REACH, far, 0.0))
 
 
 def _rows_first(source: Size, target: Size) -> bool:

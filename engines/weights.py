@@ -33,7 +33,6 @@ _LOCK = ".lock"
 # What torch.load raises on damaged files; with weights_only nothing of the file runs.
 _DAMAGED = (
     RuntimeError,
-    pickle.UnpicklingError,
     EOFError,
     ValueError,
     LookupError,
@@ -256,6 +255,10 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # torch's own words advise to load it all the same, which would run what is in it.
+        log.debug("%s was refused: %s", path, error)
+        raise _Unreadable("it is damaged, or holds more than tensors, which is never loaded") from error
     except _DAMAGED as error:
         raise _Unreadable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     if isinstance(state, dict) and "state_dict" in state:

@@ -10,6 +10,7 @@ torch.hub, or hold one folder per model; with a single NAME also the bare files.
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,11 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks; return 0, or 1 if any model is not complete."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.fetch_weights", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        epilog="Complete means verified or readable; whether tensors fit their network is seen when a model is loaded.",
+        prog="python -m scripts.fetch_weights",
+        description=__doc__.split("\n")[0],
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="model name as in --list, in any of its spellings")
     parser.add_argument("--cache-folder", type=Path, help="default: MACHINE_LEARNING_CACHE_FOLDER")
     parser.add_argument("--from", type=Path, dest="origin", metavar="FOLDER", help="import files from here")
@@ -150,7 +155,11 @@ def describe(name: str, path: Path) -> str:
     record = manifest.read(path.parent).get(path.name)
     origin = f"from {record.source}" if record else "brought by hand"
     revision = f" at {record.revision[:12]}" if record and record.revision else ""
-    verified = f"{record.verified} verified" if record and record.verified != "by hand" else "readable"
+    verified = (
+        f"{record.verified} verified"
+        if record and record.verified != "by hand"
+        else "readable, its content not verified"
+    )
     return f"{name}: {path.name}, {human(path.stat().st_size)}, {origin}{revision}, {verified}, in {path.parent}"
 
 
@@ -167,6 +176,7 @@ def list_models(cache_folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… --list | head` ends quietly
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line per request otherwise
     sys.exit(main())

@@ -1,7 +1,11 @@
+import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from engines import catalog, checkpoints, towers
@@ -82,3 +86,18 @@ def test_only_the_first_misfits_are_named() -> None:
         checkpoints.load(towers.visual(ENTRY), {}, "small")
     assert "and more" in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_network_outlives_its_file(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """What safetensors reads are views of the mapped file: who overwrites it must not change a model in memory."""
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    with safe_open(path, framework="pt") as file:
+        mapped = {key: file.get_tensor(key) for key in state}
+    assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    network = towers.visual(ENTRY)
+    checkpoints.load(network, mapped, "small")
+    del mapped, file
+    gc.collect()
+    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert torch.equal(network.tower.state_dict()["proj"], state["visual.proj"])

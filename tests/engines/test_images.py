@@ -191,3 +191,22 @@ def test_damaged_exif_costs_neither_the_picture_nor_a_warning() -> None:
     )
     assert run.stderr == b""
     assert run.stdout.decode().strip() in ("(160, 120)", "(120, 160)")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "PNG", "WEBP"])
+def test_pixels_are_as_sent_and_turned_only_when_asked(kind: str, orientation: int) -> None:
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[:8, :16] = (250, 10, 10)  # the corner tells how the picture was turned
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    as_sent = images.decode(out.getvalue(), 10**6)
+    assert as_sent.size == (64, 40)
+    assert np.abs(np.asarray(as_sent).astype(int) - pixels).mean() < 4
+    upright = images.decode(out.getvalue(), 10**6, exif=True)
+    assert upright.size == ((64, 40) if orientation < 5 else (40, 64))
+    corner = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
+    x, y = (share * (side - 8) + 4 for share, side in zip(corner, upright.size, strict=True))
+    assert upright.getpixel((int(x), int(y)))[0] > 200  # type: ignore[index]  # an RGB pixel is a tuple
