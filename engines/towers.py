@@ -17,7 +17,7 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines import catalog
+from engines import attention, catalog
 from engines.catalog import Clip
 
 
@@ -125,6 +125,7 @@ def visual(entry: Clip) -> PictureTower:
     config = architecture(entry)
     quick_gelu = entry.quickgelu or config.get("quick_gelu", False)
     tower = _build_vision_tower(config["embed_dim"], config["vision_cfg"] | _NO_DOWNLOAD, quick_gelu)
+    attention.fuse(tower)
     return PictureTower(tower, *mean_and_std(entry)).eval()
 
 
@@ -142,7 +143,9 @@ def textual(entry: Clip) -> Tower:
         mean_pooling = text_cfg["hf_pooler_type"] == "mean_pooler"
         return MaskedTextTower(MaskedText(transformer, projection, mean_pooling, pad_id)).eval()
     quick_gelu = entry.quickgelu or config.get("quick_gelu", False)
-    return TextTower(_build_text_tower(config["embed_dim"], text_cfg, quick_gelu)).eval()
+    tower = _build_text_tower(config["embed_dim"], text_cfg, quick_gelu)
+    attention.fuse(tower)
+    return TextTower(tower).eval()
 
 
 def architecture(entry: Clip) -> dict[str, Any]:
