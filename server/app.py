@@ -110,7 +110,7 @@ def create_app(
         async def fill() -> None:
             try:
                 await in_thread(warm_up, "warm up")
-            except Exception as error:
+            except Exception as error:  # an import runs foreign code: readiness tells what became of it
                 log.exception("the libraries that run the models cannot be imported")
                 app[UNREADY].append(f"the libraries that run the models cannot be imported: {error}")
                 return

@@ -269,7 +269,7 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> l
         results = model.run(model.collate(items) if collated is None else collated)
         if len(results) != len(items):
             raise WrongCount(f"{len(results)} results for {len(items)} items")
-    except Exception as error:
+    except Exception as error:  # a model may raise anything: whoever waits for the guilty item is told
         log.warning("a batch of %d failed: %s", len(items), error, exc_info=len(items) == 1)
         if len(items) == 1:
             # Python forbids to raise StopIteration through a future.

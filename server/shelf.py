@@ -103,7 +103,7 @@ class Shelf:
             try:
                 async with self.use(part):
                     pass
-            except Exception as error:
+            except Exception as error:  # readiness tells; the other parts are loaded all the same
                 log.exception("%s could not be preloaded", part)
                 failed[part] = f"{type(error).__name__}: {error}"
         return failed
