@@ -2,14 +2,38 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
+IPEX_VENV := .venv-ipex
+GPU_VENV := build/gpu
 
-.PHONY: serve test lint venv clean
+.PHONY: serve test test-ipex test-gpu gpu-venv lint venv clean
 
 serve: venv
 	$(RUN) -m server
 
 test: lint
 	$(RUN) -m pytest --cov --cov-report=term
+
+# The oldest torch that is supported, 2.8, with Intel's extension for it: in an environment of its own.
+test-ipex: $(IPEX_VENV)/.installed
+	$(IPEX_VENV)/bin/python -m pytest
+
+$(IPEX_VENV)/.installed: setup.cfg pyproject.toml constraints-ipex.txt
+	$(PYTHON) -m venv $(IPEX_VENV)
+	PIP_CONSTRAINT=constraints-ipex.txt $(IPEX_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
+		--editable '.[ipex,dev]'
+	touch $@
+
+# On a machine without network: WHEELS is a folder made by scripts.gpu_wheels, PYTHON an interpreter that has torch and
+# torchvision. The tests then run in an environment of their own that sees the packages of that interpreter.
+test-gpu: $(if $(WHEELS),gpu-venv,venv)
+	$(if $(WHEELS),$(GPU_VENV),$(VENV))/bin/python -m pytest -m gpu tests/gpu
+
+gpu-venv:
+	$(PYTHON) -m venv --clear --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python -c "import torch, torchvision" || { echo "$(PYTHON) has no torch with torchvision that a new \
+	environment sees: set PYTHON to the interpreter they are installed for, not to one of a virtual environment." >&2; exit 1; }
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check --quiet --no-index --find-links $(WHEELS) \
+		--requirement $(WHEELS)/requirements.txt
 
 lint: venv
 	$(RUN) -m ruff check .
@@ -24,4 +48,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage build *.egg-info
+	rm -rf $(VENV) $(IPEX_VENV) .mypy_cache .pytest_cache .ruff_cache .coverage build *.egg-info

@@ -15,12 +15,16 @@ from PIL import Image
 from safetensors.torch import load as read_safetensors
 from torch import Tensor
 
-from engines import catalog, checkpoints, engine, preprocess, tokenizer, towers, untrained, weights
+from engines import catalog, checkpoints, preprocess, samples, tokenizer, towers, untrained, weights
 from engines.catalog import Clip, ResizeMode
-from engines.engine import Choice
+from engines.choice import choose
+from engines.engine import Choice, Network, host_of
+from engines.fitting import Fitting
 from engines.model import Config, Info
+from engines.subject import Cut, Vectors, info_of
 from engines.tokenizer import Ids, Tokenizer
 from engines.towers import Tower
+from engines.transfer import Transfer, Upload
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,8 @@ class Visual:
     def __init__(self, choice: Choice, info: Info, size: int, mode: ResizeMode, floor_offset: bool) -> None:
         self.info = info
         self.buckets = choice.buckets
-        self._choice = choice
+        self._engine = Fitting(choice.engine, choice.buckets)
+        self._transfer = Transfer(host_of(choice.engine.device), choice.buckets)
         self._size = size
         self._mode = mode
         self._floor_offset = floor_offset
@@ -45,13 +50,13 @@ class Visual:
         """Return the square of an RGB picture that the network sees, (S, S, 3)."""
         return preprocess.prepare(image, self._size, self._mode, self._floor_offset)
 
-    def collate(self, items: Sequence[Pixels]) -> Pixels:
-        """Stack items to (B, S, S, 3)."""
-        return np.stack(items)
+    def collate(self, items: Sequence[Pixels]) -> Upload:
+        """Send at most `buckets[-1]` items to the device as (B, S, S, 3)."""
+        return self._transfer.upload(items)
 
-    def run(self, batch: Pixels) -> list[Vector]:
-        """Return one vector per picture of a batch of at most `buckets[-1]`."""
-        return _run(self._choice, batch)
+    def run(self, batch: Upload) -> list[Vector]:
+        """Return one vector per picture of a batch."""
+        return list(self._transfer.run(self._engine, batch))
 
 
 class Textual:
@@ -60,7 +65,8 @@ class Textual:
     def __init__(self, choice: Choice, info: Info, tokenize: Tokenizer, length_of: Callable[[Ids], int] | None) -> None:
         self.info = info
         self.buckets = choice.buckets
-        self._choice = choice
+        self._engine = Fitting(choice.engine, choice.buckets)
+        self._transfer = Transfer(host_of(choice.engine.device), choice.buckets)
         self._tokenize = tokenize
         self._length_of = length_of
 
@@ -68,40 +74,97 @@ class Textual:
         """Return the token ids of a text, padded to the context (L,); `language` is a code like "de", if known."""
         return self._tokenize(text, language)
 
-    def collate(self, items: Sequence[Ids]) -> Ids:
-        """Stack items to (B, L), L as short as the longest text and the network allow."""
-        batch = np.stack(items)
-        if self._length_of is None:
-            return batch
-        longest = max(self._length_of(ids) for ids in items)
-        fitting = [length for length in LENGTHS if longest <= length < batch.shape[1]]
-        return batch[:, : fitting[0]] if fitting else batch
+    def collate(self, items: Sequence[Ids]) -> Upload:
+        """Send at most `buckets[-1]` items to the device as (B, L), L as short as they and the network allow."""
+        if self._length_of is not None:
+            longest = max(self._length_of(ids) for ids in items)
+            items = [ids[: _cut_to(longest)] for ids in items]
+        return self._transfer.upload(items)
 
-    def run(self, batch: Ids) -> list[Vector]:
-        """Return one vector per text of a batch of at most `buckets[-1]`."""
-        return _run(self._choice, batch)
+    def run(self, batch: Upload) -> list[Vector]:
+        """Return one vector per text of a batch."""
+        return list(self._transfer.run(self._engine, batch))
 
 
-def load_visual(entry: Clip, config: Config) -> Visual:
-    """Build the picture side of `entry` with its weights; raises WeightsMissing, WeightsBroken."""
-    network = _build(entry, "visual", towers.visual, config)
-    if _is_untrained(entry, config):
-        untrained.spread(network, torch.from_numpy(untrained.pictures(entry.image_size)))
-    choice, info = _place(network, entry, "visual", config)
+def load_visual(entry: Clip, config: Config, device: torch.device) -> Visual:
+    """Build the picture side of `entry` with its weights for `device`; raises WeightsMissing, WeightsBroken."""
+    choice, info = _place(visual_subject(entry, config, device), config)
     # The reference deployment crops for all models, and cuts the offset of the crop down where torchvision rounds.
     crop = config.resize == "crop"
     return Visual(choice, info, entry.image_size, "shortest" if crop else entry.resize, floor_offset=crop)
 
 
-def load_textual(entry: Clip, config: Config) -> Textual:
-    """Build the text side of `entry` with its weights and tokenizer; raises WeightsMissing, WeightsBroken."""
+def load_textual(entry: Clip, config: Config, device: torch.device) -> Textual:
+    """Build the text side of `entry` with its weights and tokenizer for `device`.
+
+    Raises WeightsMissing, WeightsBroken.
+    """
     tokenize, remark = tokenizer.load(entry, config)
+    choice, info = _place(textual_subject(entry, config, device, tokenize), config, remark)
+    return Textual(choice, info, tokenize, _length_of(entry))
+
+
+def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors:
+    """Return the picture tower with its weights as it is compiled and examined, on pictures as it was trained with.
+
+    Raises WeightsMissing, WeightsBroken.
+    """
+    network = _build(entry, "visual", towers.visual, config)
+    if _is_untrained(entry, config):
+        untrained.spread(network, torch.from_numpy(untrained.pictures(entry.image_size)))
+    inputs = torch.from_numpy(
+        np.stack([preprocess.prepare(image, entry.image_size, entry.resize) for image in samples.pictures()])
+    )
+    mean, std = towers.mean_and_std(entry)
+    return Vectors(
+        model=entry.name,
+        kind="visual",
+        network=Network("visual", network, tuple(inputs.shape[1:]), torch.uint8, example=inputs[:2]),
+        inputs=inputs,
+        cuts=(),
+        preparation=f"{entry}; {towers.architecture(entry)}; mean {mean}, standard deviation {std}",
+        untrained=_is_untrained(entry, config),
+        device=device,
+    )
+
+
+def textual_subject(entry: Clip, config: Config, device: torch.device, tokenize: Tokenizer) -> Vectors:
+    """Return the text tower with its weights as it is compiled and examined, at every length that it is run with.
+
+    Raises WeightsMissing, WeightsBroken.
+    """
     network = _build(entry, "textual", towers.textual, config)
     if _is_untrained(entry, config):
         examples = np.stack([tokenize(text, None) for text in untrained.TEXTS])
         untrained.spread(network, torch.from_numpy(examples))
-    choice, info = _place(network, entry, "textual", config, remark)
-    return Textual(choice, info, tokenize, _length_of(entry))
+    length_of = _length_of(entry)
+    inputs = np.stack([tokenize(text, None) for text in samples.TEXTS])
+    context = inputs.shape[1]
+    architecture = towers.text_config(entry) if entry.text_tower == "masked" else towers.architecture(entry)
+    cuts = []
+    if length_of is not None:
+        lengths = [length_of(ids) for ids in inputs]
+        for cut in (length for length in LENGTHS if length < context):
+            rows = tuple(row for row, length in enumerate(lengths) if length <= cut)
+            cuts.append(Cut(f"at length {cut}", rows, torch.from_numpy(inputs[list(rows), :cut])))
+    return Vectors(
+        model=entry.name,
+        kind="textual",
+        network=Network(
+            "textual",
+            network,
+            (context,),
+            torch.int64,
+            # A short and a long one, so that there is padding to mask.
+            example=torch.from_numpy(inputs[[0, -2]]),
+            free=((0, LENGTHS[0], context),) if cuts else (),
+        ),
+        inputs=torch.from_numpy(inputs),
+        cuts=cuts,
+        preparation=f"{entry}; {architecture}",
+        untrained=_is_untrained(entry, config),
+        device=device,
+    )
 
 
 def _build(entry: Clip, kind: Literal["visual", "textual"], build: Callable[[Clip], Tower], config: Config) -> Tower:
@@ -125,30 +188,23 @@ def _demo_state() -> dict[str, Tensor]:
     return state
 
 
-def _place(
-    network: Tower, entry: Clip, kind: Literal["visual", "textual"], config: Config, remark: str = ""
-) -> tuple[Choice, Info]:
-    size = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    choice = engine.choose(network, engine.pick_device(config.device_ids))
-    info = Info(
-        name=entry.name,
-        kind=kind,
-        device=str(choice.engine.device),
-        backend=choice.engine.backend,
-        precision=choice.engine.precision,
-        reason="; ".join(part for part in (choice.reason, remark) if part),
-        untrained=_is_untrained(entry, config),
-        bytes=size,
-    )
+def _place(subject: Vectors, config: Config, remark: str = "") -> tuple[Choice, Info]:
+    choice = choose(subject, config)
+    info = info_of(subject, choice, remark)
     if info.untrained:
         log.warning(
             "UNTRAINED: %s (%s) has random weights, its answers mean nothing%s. Unset MACHINE_LEARNING_UNTRAINED "
             "to serve real ones.",
-            entry.name,
-            kind,
+            info.name,
+            info.kind,
             f"; {remark}" if remark else "",
         )
     return choice, info
+
+
+def _cut_to(longest: int) -> int | None:
+    """Return the length to cut a batch of texts to, None for none, where `longest` ids count."""
+    return next((length for length in LENGTHS if longest <= length), None)
 
 
 def _length_of(entry: Clip) -> Callable[[Ids], int] | None:
@@ -159,7 +215,3 @@ def _length_of(entry: Clip) -> Callable[[Ids], int] | None:
         pad_id = int(towers.text_config(entry)["pad_token_id"])
         return lambda ids: int(np.flatnonzero(ids != pad_id)[-1]) + 1
     return None
-
-
-def _run(choice: Choice, batch: Pixels | Ids) -> list[Vector]:
-    return list(engine.run_padded(choice, torch.from_numpy(batch)).cpu().numpy())

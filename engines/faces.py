@@ -7,6 +7,7 @@ untrained stand-in for it. Deliberately knows neither how the detector works (mt
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from textwrap import shorten
@@ -18,17 +19,21 @@ from facenet_pytorch.models.inception_resnet_v1 import InceptionResnetV1
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
-from engines import mtcnn, weights
+from engines import mtcnn, samples, weights
 from engines.catalog import DEMO, Face
-from engines.engine import Choice, choose, pick_device, run_padded
+from engines.choice import choose
+from engines.engine import Choice, Network, host_of
 from engines.errors import WeightsBroken
+from engines.fitting import Fitting
 from engines.model import Config, Info
+from engines.subject import PICTURES_AT_ONCE, Stages, Vectors, detector_nets, info_of
+from engines.transfer import Transfer, Upload
 
 log = logging.getLogger(__name__)
 
 CROP_SIZE = 160  # side of the recogniser's input in pixels
-PICTURES_AT_ONCE = 8  # more do not run faster on a CPU, and the tables of eight large photos fill a gigabyte
 UNTRAINED_SEED = 20160411
 STATISTICS = "data/demo/facenet_batchnorm.safetensors"
 
@@ -61,18 +66,9 @@ class Faces:
 class Detector:
     """Finds the faces in pictures of any sizes."""
 
-    def __init__(self, nets: mtcnn.Nets, min_face: int) -> None:
-        self.info = Info(
-            name="mtcnn",
-            kind="detection",
-            device=str(nets.device),
-            backend="eager",
-            precision="float32",
-            reason="three small networks over pictures of all sizes",
-            untrained=False,
-            bytes=sum(_bytes(net) for net in (nets.proposal, nets.refine, nets.output)),
-        )
-        self.buckets = tuple(range(1, PICTURES_AT_ONCE + 1))
+    def __init__(self, nets: mtcnn.Nets, info: Info, min_face: int) -> None:
+        self.info = info
+        self.buckets = tuple(range(1, PICTURES_AT_ONCE + 1))  # they stay apart, so that each number is fine
         self._nets = nets
         self._min_face = min_face
 
@@ -86,7 +82,10 @@ class Detector:
 
     def run(self, batch: Sequence[Picture]) -> list[Faces]:
         """Return the faces of each picture."""
-        found = mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self._min_face)
+        # Compiled engines ask for the current device's stream, and each thread begins with the first GPU as current.
+        on_gpu = torch.cuda.device(self._nets.device) if self._nets.device.type == "cuda" else nullcontext()
+        with on_gpu:
+            found = mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self._min_face)
         faces = []
         for picture, (boxes, scores) in zip(batch, found, strict=True):
             height, width = picture.pixels.shape[:2]
@@ -100,10 +99,11 @@ class Detector:
 class Recogniser:
     """Turns cut-out faces into unit vectors that lie near each other for one person."""
 
-    def __init__(self, info: Info, choice: Choice) -> None:
+    def __init__(self, choice: Choice, info: Info) -> None:
         self.info = info
         self.buckets = choice.buckets
-        self._choice = choice
+        self._engine = Fitting(choice.engine, choice.buckets)
+        self._transfer = Transfer(host_of(choice.engine.device), choice.buckets)
 
     def crops(self, image: Image.Image, boxes: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
         """Return each box (N, 4) of an RGB image as an item (160, 160, 3) of a batch.
@@ -120,35 +120,53 @@ class Recogniser:
             crops.append(np.array(crop))
         return crops
 
-    def collate(self, items: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Return crops (160, 160, 3) as one batch (B, 160, 160, 3)."""
-        return np.stack(items)
+    def collate(self, items: Sequence[NDArray[np.uint8]]) -> Upload:
+        """Send crops (160, 160, 3) to the device as one batch (B, 160, 160, 3)."""
+        return self._transfer.upload(items)
 
-    def run(self, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Return the embeddings, (512,) float32 of length 1, of a batch (B, 160, 160, 3)."""
-        return list(run_padded(self._choice, torch.from_numpy(batch)).cpu().numpy())
+    def run(self, batch: Upload) -> list[NDArray[np.float32]]:
+        """Return the embeddings, (512,) float32 of length 1, of a batch."""
+        return list(self._transfer.run(self._engine, batch))
 
 
 class Embedder(nn.Module):
-    """InceptionResnetV1 with its preprocessing: crops (B, 160, 160, 3) uint8 in, unit vectors (B, 512) float32 out."""
+    """InceptionResnetV1 with its preprocessing: crops (B, 160, 160, 3) uint8 in, unit vectors (B, 512) float32 out.
+
+    `body` is what lower precisions cast; the rest stays float32.
+    """
 
     def __init__(self, network: InceptionResnetV1) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
+        self.body = network.to(memory_format=torch.channels_last)
 
     def forward(self, crops: Tensor) -> Tensor:
-        # facenet-pytorch's fixed_image_standardization; its network ends with the normalisation.
-        embeddings: Tensor = self.network((crops.permute(0, 3, 1, 2).float() - 127.5) / 128)
-        return embeddings
+        # facenet-pytorch's fixed_image_standardization.
+        pixels = (crops.permute(0, 3, 1, 2).float() - 127.5) / 128
+        embeddings: Tensor = self.body(pixels.to(next(self.body.parameters()).dtype))
+        return functional.normalize(embeddings.float(), dim=1)  # the network's own norm is as coarse as its weights
 
 
-def load_detector(config: Config) -> Detector:
-    """Return the detector on the device that `config` names, with the weights that facenet-pytorch ships."""
-    return Detector(mtcnn.load_nets(pick_device(config.device_ids)), config.min_face)
+def load_detector(config: Config, device: torch.device) -> Detector:
+    """Return the detector for `device`, with the weights that facenet-pytorch ships."""
+    subject = detector_subject(device)
+    choice = choose(subject, config)
+    return Detector(detector_nets(choice.engines), info_of(subject, choice), config.min_face)
 
 
-def load_recogniser(entry: Face, config: Config) -> Recogniser:
-    """Return the recogniser `entry`, untrained for the demo and wherever `config` says so.
+def load_recogniser(entry: Face, config: Config, device: torch.device) -> Recogniser:
+    """Return the recogniser `entry` for `device`; raises WeightsMissing, WeightsBroken."""
+    subject = recogniser_subject(entry, config, device)
+    choice = choose(subject, config)
+    return Recogniser(choice, info_of(subject, choice))
+
+
+def detector_subject(device: torch.device) -> Stages:
+    """Return the detector's networks as they are compiled and examined."""
+    return Stages(mtcnn.load_stages(), device)
+
+
+def recogniser_subject(entry: Face, config: Config, device: torch.device) -> Vectors:
+    """Return the recogniser's network as it is compiled and examined, untrained for the demo or if `config` says so.
 
     Raises WeightsMissing, WeightsBroken.
     """
@@ -165,19 +183,17 @@ def load_recogniser(entry: Face, config: Config) -> Recogniser:
             f"The weights of {entry.name} do not fit InceptionResnetV1: remove their file from {config.cache_folder} "
             f"to have it fetched anew. {shorten(str(error), 300)}"
         ) from error
-    device = pick_device(config.device_ids)
-    choice = choose(Embedder(network), device)
-    info = Info(
-        name=entry.name,
+    inputs = torch.from_numpy(samples.faces(CROP_SIZE))
+    return Vectors(
+        model=entry.name,
         kind="recognition",
-        device=str(device),
-        backend=choice.engine.backend,
-        precision=choice.engine.precision,
-        reason=choice.reason,
+        network=Network("recognition", Embedder(network), tuple(inputs.shape[1:]), torch.uint8, example=inputs[:2]),
+        inputs=inputs,
+        cuts=(),
+        preparation="(pixels - 127.5) / 128",
         untrained=untrained,
-        bytes=_bytes(network),
+        device=device,
     )
-    return Recogniser(info, choice)
 
 
 def build(state: Mapping[str, Tensor]) -> InceptionResnetV1:
@@ -224,7 +240,3 @@ def _whole_pixels(boxes: NDArray[np.float32], width: int, height: int) -> NDArra
     """Return `boxes` (N, 4) cut to the picture and to whole pixels, the right and lower ends exclusive."""
     whole = np.concatenate([np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], (width, height))], axis=1)
     return whole.astype(np.int64)  # toward zero
-
-
-def _bytes(network: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in network.state_dict().values())

@@ -10,14 +10,18 @@ from typing import Any, Literal, Protocol
 
 Kind = Literal["visual", "textual", "detection", "recognition"]
 Resize = Literal["native", "crop"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+BackendName = Literal["eager", "torchscript", "inductor", "tensorrt", "openvino", "ipex"]
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """The settings that change how models are built; one value for the life of the process.
 
-    `min_face` is in pixels of the picture as sent. `device_ids` are CUDA ordinals. `threads` is the number of
-    intra-op threads of torch, 0 leaves torch's own choice.
+    `min_face` is in pixels of the picture as sent. `device` is auto, cpu, cuda or xpu (an Intel GPU, by OpenVINO
+    alone), `device_ids` are ordinals of it, `require_device` refuses all others. `threads` is the number of threads of
+    one operation, 0 is all cores at hand; `streams` the number of parts of a batch that run at once, 0 is what was
+    measured to be the fastest; `hint` is for OpenVINO.
     """
 
     cache_folder: Path
@@ -26,6 +30,12 @@ class Config:
     min_face: int = 40
     device_ids: tuple[int, ...] = (0,)
     threads: int = 0
+    device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
+    require_device: Literal["", "cpu", "cuda", "xpu"] = ""
+    engine: BackendName | Literal["auto"] = "eager"
+    precision: Precision | Literal["auto"] = "float32"
+    streams: int = 0
+    hint: Literal["latency", "throughput"] = "latency"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Info:
     reason: str
     untrained: bool
     bytes: int
+    built: bool = False  # a compiled engine from the store
 
 
 class Model(Protocol):

@@ -10,7 +10,7 @@ Method: Zhang et al., Joint Face Detection and Alignment using Multi-task Cascad
 Summed-area tables: Crow, Summed-Area Tables for Texture Mapping (1984).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,13 +34,31 @@ OUTPUT_SIZE = 48
 CROPS_AT_ONCE = 512  # bounds memory when a batch has thousands of candidates
 
 
+class Stage(nn.Module):
+    """P-, R- or O-Net with its preprocessing; `body` is what lower precisions cast.
+
+    Levels 0 to 255 (N, 3, H, W) float32 in; out comes (N, 5) float32, for P-Net (N, 5, h, w): four shifts and the
+    probability of a face.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, levels: Tensor) -> Tensor:
+        standardised = (levels - 127.5) * 0.0078125
+        # O-Net has five landmarks between shifts and probabilities, which nobody asks for.
+        shifts, *_, probabilities = self.body(standardised.to(next(self.body.parameters()).dtype))
+        return torch.cat([shifts, probabilities[:, 1:]], dim=1).float()
+
+
 @dataclass(frozen=True, slots=True)
 class Nets:
-    """P-Net, R-Net and O-Net on one device."""
+    """The three stages on one device, each (N, 3, H, W) to (N, 5, …) as Stage says."""
 
-    proposal: nn.Module
-    refine: nn.Module
-    output: nn.Module
+    proposal: Callable[[Tensor], Tensor]
+    refine: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor], Tensor]
     device: torch.device
 
 
@@ -59,12 +77,12 @@ class AreaTable:
     sizes: tuple[tuple[int, int], ...]
 
 
-def load_nets(device: torch.device) -> Nets:
-    """Return the three networks with the weights that facenet-pytorch ships, on `device`."""
+def load_stages() -> tuple[Stage, Stage, Stage]:
+    """Return P-, R- and O-Net on the CPU with the weights that facenet-pytorch ships."""
     proposal, refine, output = (
-        net().eval().requires_grad_(False).to(device, memory_format=torch.channels_last) for net in (PNet, RNet, ONet)
+        Stage(net().to(memory_format=torch.channels_last)).eval().requires_grad_(False) for net in (PNet, RNet, ONet)
     )
-    return Nets(proposal, refine, output, device)
+    return proposal, refine, output
 
 
 @torch.inference_mode()
@@ -177,7 +195,7 @@ def suppress_by_smaller(boxes: NDArray[np.float32], scores: NDArray[np.float32],
     return np.array(picks, dtype=np.intp)
 
 
-def _propose(net: nn.Module, table: AreaTable, k: int, min_face: int) -> Tensor:
+def _propose(net: Callable[[Tensor], Tensor], table: AreaTable, k: int, min_face: int) -> Tensor:
     """Return P-Net's candidates in picture `k` as squares (N, 4)."""
     device = table.sums.device
     height, width = table.sizes[k]
@@ -185,8 +203,8 @@ def _propose(net: nn.Module, table: AreaTable, k: int, min_face: int) -> Tensor:
     whole = torch.tensor([[0, 0, width, height]], device=device)
     levels = [torch.zeros(0, 9, device=device)]
     for scale, level_height, level_width in pyramid(height, width, min_face):
-        shifts, scores = net(_standardised(resample(table, owner, whole, level_height, level_width)))
-        found = _windows(shifts[0], scores[0, 1], scale)
+        maps = net(resample(table, owner, whole, level_height, level_width))[0]  # (5, h, w)
+        found = _windows(maps[:4], maps[4], scale)
         levels.append(found[nms(found[:, :4], found[:, 4], OVERLAP_IN_LEVEL)])
     found = torch.cat(levels)
     found = found[nms(found[:, :4], found[:, 4], OVERLAP)]
@@ -203,11 +221,11 @@ def _windows(shifts: Tensor, scores: Tensor, scale: float) -> Tensor:
     # Divided by a tensor: CUDA would multiply by the reciprocal of a number, and floor would fall on the other side.
     divisor = torch.tensor(scale, device=scores.device)
     boxes = torch.cat([corners / divisor, (corners + (PROPOSAL_CELL - 1)) / divisor], 1).floor()
-    return torch.cat([boxes, scores[hits, None], shifts[:, hits].T], 1)
+    return torch.cat([boxes, scores[hits][:, None], shifts[:, hits].T], 1)
 
 
 def _examine(
-    net: nn.Module, table: AreaTable, boxes: Tensor, owners: Tensor, size: int
+    net: Callable[[Tensor], Tensor], table: AreaTable, boxes: Tensor, owners: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Show the crops of `boxes` (N, 4) to R-Net or O-Net.
 
@@ -219,10 +237,9 @@ def _examine(
     shifts, scores = [boxes.new_zeros(0, 4)], [boxes.new_zeros(0)]
     for i in range(0, len(boxes), CROPS_AT_ONCE):
         part = slice(i, i + CROPS_AT_ONCE)
-        # R-Net gives shifts and scores; O-Net has five landmarks between them, which nobody asks for.
-        shift, *_, score = net(_standardised(resample(table, owners[part], inside[part], size, size)))
-        shifts.append(shift)
-        scores.append(score[:, 1])
+        rows = net(resample(table, owners[part], inside[part], size, size))  # (M, 5)
+        shifts.append(rows[:, :4])
+        scores.append(rows[:, 4])
     return boxes, owners, torch.cat(shifts), torch.cat(scores)
 
 
@@ -257,7 +274,3 @@ def _edges(first: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
     steps = torch.arange(count + 1, device=first.device)
     spans = (last - first)[:, None]
     return first[:, None] + steps[:-1] * spans // count, first[:, None] + (steps[1:] * spans + count - 1) // count
-
-
-def _standardised(levels: Tensor) -> Tensor:
-    return levels.sub_(127.5).mul_(0.0078125)

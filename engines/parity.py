@@ -1,24 +1,27 @@
 """The gate: no engine is used that does not compute what eager float32 computes.
 
-Knows what "the same" means, as numbers, for networks that turn rows into vectors. Does not know how engines are made,
-nor what the rows are: inputs, reference and engine come in from outside.
+Knows what "the same" means, as numbers, for networks that turn rows into vectors and for a detector of faces. Does not
+know how engines are made, nor what the rows are: inputs, expected outputs and engine come in from outside.
 
 A cosine alone says nothing about a network whose outputs lie close together: any two of them pass. So the error is also
 held against the spread of the network's own outputs, and a retrieval among them must keep its ranking.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Precision = Literal["float32", "bfloat16", "float16", "int8"]
+from engines.engine import Precision
+
 Run = Callable[[Tensor], Tensor]
 Vectors = NDArray[np.float64]
+Boxes = NDArray[np.float32]
+
+LOWEST_OVERLAP = 0.98  # intersection over union of a face's box with that of eager float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,11 @@ LIMITS: dict[Precision, Limits] = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was measured of an engine, and the sentences that say why it may not be used: none if it passed."""
+    """What was measured of an engine, and the sentences that say why it may not be used: none if it passed.
+
+    Of a detector `lowest_cosine` is the lowest overlap of boxes, and `error_over_spread` the largest difference of
+    scores.
+    """
 
     lowest_cosine: float
     error_over_spread: float
@@ -57,29 +64,44 @@ class Report:
         return not self.failures
 
 
-def examine(reference: Run, engine: Run, inputs: Tensor, buckets: Sequence[int], precision: Precision) -> Report:
-    """Hold `engine` against `reference` (eager float32) on `inputs` (N, …), N different rows, at least 4.
+def worst(reports: Mapping[str, Report]) -> Report:
+    """Return what holds of all `reports`; the failures say which of them, by its name."""
+    return Report(
+        min(report.lowest_cosine for report in reports.values()),
+        max(report.error_over_spread for report in reports.values()),
+        min(report.lowest_same for report in reports.values()),
+        tuple(f"{name}: {failure}" for name, report in reports.items() for failure in report.failures),
+    )
 
-    Both take at most `buckets[-1]` rows and return (rows, dim). The engine sees the rows one by one, in every bucket,
-    in an odd batch and beside copies of themselves.
+
+def examine(expected: Tensor, engine: Run, inputs: Tensor, buckets: Sequence[int], precision: Precision) -> Report:
+    """Hold `engine` against `expected` (N, dim), what eager float32 says to `inputs` (N, …), at least 4 different ones.
+
+    The engine takes any number of rows up to `buckets[-1]`, padded or not. It sees the inputs one by one, in full
+    batches of every bucket, in odd batches, and beside copies of themselves.
     """
     if len(inputs) < 4:
         raise ValueError(f"{len(inputs)} inputs are too few to tell outputs apart: give at least 4 different ones")
     limits = LIMITS[precision]
-    expected = _in_batches(reference, inputs, 1)
+    right = _rows(expected)
     alone = _in_batches(engine, inputs, 1)
-    if alone.shape != expected.shape:
-        return Report(0.0, np.inf, 0.0, (f"it returns {alone.shape} where {expected.shape} is expected",))
-    sizes = sorted({*buckets, *(size for size in (3,) if size <= buckets[-1])} - {1})
+    if alone.shape != right.shape:
+        return Report(0.0, np.inf, 0.0, (f"it returns {alone.shape} where {right.shape} is expected",))
+    odd = {3, buckets[-1] - 1}
+    sizes = sorted(size for size in {*buckets, *odd} if 1 < size <= buckets[-1])
     batched = {size: _in_batches(engine, inputs, size) for size in sizes}
     equal = {size: _rows(engine(inputs[:1].expand(size, *inputs.shape[1:]))) for size in sizes}
     everything = [alone, *batched.values(), *equal.values()]
     if not all(np.isfinite(vectors).all() for vectors in everything):
         return Report(0.0, np.inf, 0.0, ("its outputs are not all finite numbers",))
 
-    lowest = min(float(_cosines(vectors, expected).min()) for vectors in (alone, *batched.values()))
-    error = max(_error_over_spread(vectors, expected) for vectors in (alone, *batched.values()))
-    batch_same = {size: float(_cosines(vectors, alone).min()) for size, vectors in batched.items()}
+    spread = _spread(right)
+    answers = {1: alone, **batched}
+    lowest = min(float(_cosines(vectors, _repeated(right, len(vectors))).min()) for vectors in answers.values())
+    error = max(_distance(vectors, right) for vectors in answers.values()) / spread
+    batch_same = {
+        size: float(_cosines(vectors, _repeated(alone, len(vectors))).min()) for size, vectors in batched.items()
+    }
     row_same = {size: float(_cosines(vectors, alone[:1]).min()) for size, vectors in equal.items()}
     failures = []
     if lowest < limits.cosine:
@@ -96,13 +118,66 @@ def examine(reference: Run, engine: Run, inputs: Tensor, buckets: Sequence[int],
         for size, same in row_same.items()
         if same < limits.same
     ]
-    changed = [size for size, vectors in {1: alone, **batched}.items() if not _ranks_alike(vectors, expected)]
-    failures += [f"in batches of {size} another output is nearest than in eager float32" for size in changed]
+    margin = 4 * limits.error * spread  # twice the error allowed to each of both that are compared
+    changed = [size for size, vectors in answers.items() if not ranks_alike(vectors[: len(right)], right, margin)]
+    failures += [f"in batches of {size} another output is nearer than in eager float32" for size in changed]
     return Report(lowest, error, min([*batch_same.values(), *row_same.values(), 1.0]), tuple(failures))
 
 
+def ranks_alike(vectors: Vectors, expected: Vectors, margin: float) -> bool:
+    """Whether a search with each row of `vectors` (N, dim) among all of them ranks as one among `expected` does.
+
+    Two found rows may change places only if their distances to the searched one differ by less than `margin`.
+    """
+    right = _distances(expected, expected)
+    found = _distances(vectors, vectors)
+    clearly_nearer = right[:, :, None] + margin < right[:, None, :]  # (query, i, j): i is nearer than j
+    return bool((found[:, :, None] < found[:, None, :])[clearly_nearer].all())
+
+
+def examine_faces(
+    expected: Sequence[tuple[Boxes, Boxes]],
+    alone: Sequence[tuple[Boxes, Boxes]],
+    together: Sequence[tuple[Boxes, Boxes]],
+) -> Report:
+    """Hold a detector against `expected`, boxes (N, 4) and scores (N,) of each picture by eager float32.
+
+    `alone` is what it finds in the pictures one by one, `together` in one batch: the same faces, at the same places.
+    """
+    failures = []
+    overlaps, differences, same = [1.0], [0.0], [1.0]
+    for k, ((boxes, scores), (own, own_scores), (batched, _)) in enumerate(
+        zip(expected, alone, together, strict=True), 1
+    ):
+        if not len(boxes) == len(own) == len(batched):
+            failures.append(f"picture {k} has {len(boxes)} faces, {len(own)} were found, {len(batched)} in a batch")
+            continue
+        if not len(boxes):
+            continue
+        pairs = _overlaps(boxes, own)
+        best = pairs.argmax(axis=1)
+        if len(set(best.tolist())) < len(boxes):
+            failures.append(f"in picture {k} two faces became one")
+        overlaps.append(float(pairs.max(axis=1).min()))
+        differences.append(float(np.abs(scores - own_scores[best]).max()))
+        same.append(float(_overlaps(own, batched).max(axis=1).min()))
+    # Written so that a NaN fails.
+    if not min(overlaps) >= LOWEST_OVERLAP:
+        failures.append(f"a box overlaps that of eager float32 by {min(overlaps):.4f}, {LOWEST_OVERLAP} is wanted")
+    if not min(same) >= LOWEST_OVERLAP:
+        failures.append(f"a box overlaps itself in a batch by {min(same):.4f}, {LOWEST_OVERLAP} is wanted")
+    return Report(min(overlaps), max(differences), min(same), tuple(failures))
+
+
 def _in_batches(run: Run, inputs: Tensor, size: int) -> Vectors:
-    return np.concatenate([_rows(run(inputs[i : i + size])) for i in range(0, len(inputs), size)])
+    """Return the rows of `inputs` run in full batches of `size`; the last one is filled up from the first inputs."""
+    count = -(-len(inputs) // size) * size
+    order = torch.arange(count) % len(inputs)
+    return np.concatenate([_rows(run(inputs[order[i : i + size]])) for i in range(0, count, size)])
+
+
+def _repeated(vectors: Vectors, count: int) -> Vectors:
+    return vectors[np.arange(count) % len(vectors)]
 
 
 def _rows(output: Tensor) -> Vectors:
@@ -115,13 +190,26 @@ def _cosines(a: Vectors, b: Vectors) -> Vectors:
     return cosines
 
 
-def _error_over_spread(vectors: Vectors, expected: Vectors) -> float:
-    apart = np.linalg.norm(expected[:, None] - expected[None], axis=2)
-    spread = apart.sum() / (len(expected) * (len(expected) - 1))
-    return float(np.linalg.norm(vectors - expected, axis=1).mean() / max(spread, np.finfo(np.float64).tiny))
+def _distance(vectors: Vectors, expected: Vectors) -> float:
+    return float(np.linalg.norm(vectors - _repeated(expected, len(vectors)), axis=1).mean())
 
 
-def _ranks_alike(vectors: Vectors, expected: Vectors) -> bool:
-    """Whether each row of `vectors` finds its own row of `expected` first."""
-    apart = np.linalg.norm(vectors[:, None] - expected[None], axis=2)
-    return bool((apart.argmin(axis=1) == np.arange(len(expected))).all())
+def _spread(vectors: Vectors) -> float:
+    """Return the mean distance between different rows."""
+    count = len(vectors)
+    return max(float(_distances(vectors, vectors).sum() / (count * (count - 1))), float(np.finfo(np.float64).tiny))
+
+
+def _distances(a: Vectors, b: Vectors) -> Vectors:
+    distances: Vectors = np.linalg.norm(a[:, None] - b[None], axis=2)
+    return distances
+
+
+def _overlaps(a: Boxes, b: Boxes) -> NDArray[np.float64]:
+    """Return the intersection over union of each box of `a` (N, 4) with each of `b` (M, 4), (N, M)."""
+    a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.maximum(sides, 0).prod(axis=2)
+    areas = (a[..., 2:] - a[..., :2]).prod(axis=2) + (b[..., 2:] - b[..., :2]).prod(axis=2)
+    overlaps: NDArray[np.float64] = shared / (areas - shared)
+    return overlaps

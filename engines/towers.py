@@ -34,6 +34,11 @@ class Tower(nn.Module):
         self.tower = tower
         self.register_buffer("centre", None, persistent=False)
 
+    @property
+    def body(self) -> nn.Module:
+        """What lower precisions cast; the rest stays float32."""
+        return self.tower
+
     def raw(self, inputs: Tensor) -> Tensor:
         """Return what the tower itself answers, (B, dim) in the type of its weights."""
         raise NotImplementedError
@@ -50,7 +55,6 @@ class PictureTower(Tower):
 
     def __init__(self, tower: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__(tower)
-        # Numbers and not buffers: they stay float32 when the weights are cast to half or bfloat16.
         self.scale = tuple(1.0 / (255.0 * s) for s in std)
         self.shift = tuple(-m / s for m, s in zip(mean, std, strict=True))
 
@@ -98,11 +102,16 @@ class MaskedText(nn.Module):
         self.transformer = transformer
         self.proj = projection
         self.mean_pooling = mean_pooling
+        self.has_types = isinstance(getattr(transformer.config, "type_vocab_size", None), int)
         self.pad_id = pad_id
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = (ids != self.pad_id).long()
-        states: Tensor = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, width)
+        # Told, they need not be looked up in a buffer, which TensorRT cannot do for free lengths. M2M100 has none.
+        types = {"token_type_ids": torch.zeros_like(ids)} if self.has_types else {}
+        states: Tensor = self.transformer(
+            input_ids=ids, attention_mask=mask, **types
+        ).last_hidden_state  # (B, L, width)
         if self.mean_pooling:
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)

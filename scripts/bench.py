@@ -58,10 +58,13 @@ class Timed(Free):
 
 def vit_b_32() -> tuple[BatchModel, Callable[[], Any]]:
     """Return the untrained picture tower of ViT-B-32 and a maker of items for it."""
+    import torch
+
     from engines import catalog, clip
     from engines.model import Config
 
-    model = clip.load_visual(catalog.clip("ViT-B-32__openai"), Config(cache_folder=Path(), untrained=True))
+    config = Config(cache_folder=Path(), untrained=True)
+    model = clip.load_visual(catalog.clip("ViT-B-32__openai"), config, torch.device("cpu"))
     rng = np.random.default_rng(0)
     return model, lambda: rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
 
@@ -70,7 +73,7 @@ async def lone_items(count: int) -> list[float]:
     """Return the seconds that each of `count` lone items takes through queue, scheduler, thread and back."""
     scheduler = Scheduler("bench")
     scheduler.start()
-    queue = scheduler.add(Free(), "free", Lane.BULK)
+    queue = scheduler.add([Free()], "free", Lane.BULK)
     seconds = []
     for _ in range(count):
         started = time.perf_counter()
@@ -84,7 +87,7 @@ async def closed_loop(model: BatchModel, item: Callable[[], Any], seconds: float
     """Return the items per second that CALLERS get who each send the next item when the last one is answered."""
     scheduler = Scheduler("bench")
     scheduler.start()
-    queue = scheduler.add(model, "model", Lane.BULK)
+    queue = scheduler.add([model], "model", Lane.BULK)
     items = [item() for _ in range(CALLERS)]
     answered = 0
     end = time.perf_counter() + seconds
@@ -146,6 +149,7 @@ def montage() -> Image.Image:
 
 def bench_faces(seconds: float) -> dict[str, Any]:
     """Measure detection on one picture at two smallest faces, in turn with facenet-pytorch's MTCNN."""
+    import torch
     from facenet_pytorch import MTCNN
 
     from engines import faces
@@ -157,7 +161,7 @@ def bench_faces(seconds: float) -> dict[str, Any]:
     table = Table("smallest face", "faces found", "facenet-pytorch, ms", "Facet, ms", "ratio")
     for min_face in (40, 20):
         theirs = MTCNN(keep_all=True, min_face_size=min_face, device="cpu")
-        ours = faces.load_detector(Config(cache_folder=Path(), min_face=min_face))
+        ours = faces.load_detector(Config(cache_folder=Path(), min_face=min_face), torch.device("cpu"))
 
         def detect(detector: faces.Detector = ours) -> faces.Faces:
             return detector.run(detector.collate([detector.prepare(picture, 0.7)]))[0]

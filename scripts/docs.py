@@ -28,7 +28,7 @@ def _shown(default: Any) -> str:
         return f"`{str(default).lower()}`"
     if isinstance(default, tuple):
         return f"`{','.join(str(part) for part in default)}`" if default else ""
-    return f"`{default}`"
+    return f"`{default}`" if default != "" else ""
 
 
 def replaced_table() -> str:

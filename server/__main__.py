@@ -13,7 +13,7 @@ import sys
 from aiohttp import web
 from pydantic import ValidationError
 
-from engines.errors import UnknownModel
+from engines.errors import EngineMissing, UnknownModel
 from server.app import DOOR, Engines, create_app, engine_config, preload_parts
 from server.door import Door
 from server.settings import Settings, advice, variable
@@ -36,7 +36,10 @@ LEVELS = {
 
 
 def main() -> int:
-    """Run the server; return 1 if it cannot listen, 2 for a wrong setting. After a signal the process exits with 0."""
+    """Run the server; return 1 if it cannot listen, 2 for a wrong setting or a required device that is not there.
+
+    After a signal the process exits with 0.
+    """
     try:
         settings = Settings()
         preload_parts(settings)
@@ -57,12 +60,19 @@ def main() -> int:
         log.warning(sentence)
     if settings.untrained:
         log.warning("MACHINE_LEARNING_UNTRAINED is set: all models but demo have RANDOM WEIGHTS, for load tests only")
+    engines = Engines(engine_config(settings))
+    if settings.require_device:  # this imports torch, so it is not done in all cases before the server can answer
+        try:
+            engines.find_devices()
+        except EngineMissing as error:
+            log.critical("MACHINE_LEARNING_REQUIRE_DEVICE is %s: %s", settings.require_device, error)
+            return 2
     try:
         sock = listen(settings.host, settings.port)
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror)
         return 1
-    asyncio.run(serve(settings, sock))
+    asyncio.run(serve(settings, engines, sock))
     logging.shutdown()
     # Leave at once. A thread may be busy with a download, a picture or a batch; Python would wait for some of them, and
     # unwinding the interpreter under one that is inside a native library aborts the process. All answers are written.
@@ -80,9 +90,8 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
-async def serve(settings: Settings, sock: socket.socket) -> None:
+async def serve(settings: Settings, engines: Engines, sock: socket.socket) -> None:
     """Serve on `sock` until a signal comes and the grace time is over."""
-    engines = Engines(engine_config(settings))
     app = create_app(settings, engines.load, engines.release, engines.warm_up)
     runner = web.AppRunner(
         app,

@@ -1,14 +1,14 @@
 """The application: routes, middlewares, what starts and stops with it.
 
-Knows how the parts of the server are put together. The engines come in as two functions, `load` and `release`, so that
-nothing here imports torch and tests can hand in models of their own.
+Knows how the parts of the server are put together. The engines come in as functions, `load`, `release` and `warm_up`,
+so that nothing here imports torch and tests can hand in models of their own.
 """
 
 import asyncio
+import functools
 import importlib
 import logging
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -16,9 +16,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from engines import catalog
+from engines.errors import EngineError
+from engines.machine import cores
 from engines.model import Config, Model
 from server import wire
 from server.budget import Budget
+from server.builds import Builds, command
 from server.door import Door
 from server.errors import errors_to_answers
 from server.predict import Predictor, Rules
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 
 SETTINGS = web.AppKey("settings", Settings)
 SHELF = web.AppKey("shelf", Shelf)
+BUILDS = web.AppKey("builds", Builds)
 DOOR = web.AppKey("door", Door)
 PREDICTOR = web.AppKey("predictor", Predictor)
 PRELOAD = web.AppKey("preload", asyncio.Task[None])
@@ -46,15 +50,23 @@ class Engines:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def warm_up(self) -> None:
-        """Import torch and all else that is heavy, then keep it out of the garbage collector's way."""
-        importlib.import_module("engines.models")
-        importlib.import_module("engines.memory").settle()
+    def find_devices(self) -> None:
+        """Look for the devices that the settings want, which imports torch; raises EngineMissing."""
+        importlib.import_module("engines.machine").pick_devices(self._config)
 
-    def load(self, part: Part) -> Model:
-        """Load one model; raises the errors of engines.errors."""
-        model: Model = importlib.import_module("engines.models").load(part.kind, part.entry, self._config)
-        return model
+    def warm_up(self) -> None:
+        """Import torch and all else that is heavy, keep it out of the garbage collector's way, and look for devices.
+
+        Logs what is wrong with them; raises EngineMissing where the settings want one that is not there.
+        """
+        models = importlib.import_module("engines.models")
+        importlib.import_module("engines.memory").settle()
+        models.devices(self._config)
+
+    def load(self, part: Part) -> Sequence[Model]:
+        """Load one model, once for each device; raises the errors of engines.errors."""
+        models: Sequence[Model] = importlib.import_module("engines.models").load(part.kind, part.entry, self._config)
+        return models
 
     def release(self) -> None:
         """Give the memory of models that are gone back to the system."""
@@ -70,6 +82,12 @@ def engine_config(settings: Settings) -> Config:
         min_face=settings.min_face,
         device_ids=settings.device_ids,
         threads=settings.model_intra_op_threads,
+        device=settings.device,
+        require_device=settings.require_device,
+        engine=settings.engine,
+        precision=settings.precision,
+        streams=settings.streams,
+        hint=settings.openvino_hint,
     )
 
 
@@ -82,11 +100,16 @@ def preload_parts(settings: Settings) -> list[Part]:
 
 def create_app(
     settings: Settings,
-    load: Callable[[Part], Model],
+    load: Callable[[Part], Sequence[Model]],
     release: Callable[[], None],
     warm_up: Callable[[], None] = lambda: None,
+    build: Callable[[Part], Sequence[str]] | None = None,
 ) -> web.Application:
-    """Return the application. `warm_up` runs once in the background at the start."""
+    """Return the application.
+
+    `warm_up` runs once in the background at the start; `build` returns the command that builds engines for a part, None
+    is that of scripts/.
+    """
 
     def limits(part: Part) -> Limits:
         if part.kind == "detection":
@@ -95,21 +118,36 @@ def create_app(
         return Limits(settings.queue_items)
 
     app = web.Application(middlewares=[close_at_the_end, errors_to_answers])
-    shelf = Shelf(load, release, limits=limits, ttl=settings.model_ttl, budget=settings.memory_budget_mb << 20)
+    builds = Builds(
+        "never" if settings.engine == "eager" else settings.build,
+        load,
+        build or functools.partial(command, engine=settings.engine, precision=settings.precision),
+    )
+    shelf = Shelf(
+        builds.load,
+        release,
+        limits=limits,
+        placed=lambda loaded: builds.look_at(loaded, shelf),
+        ttl=settings.model_ttl,
+        budget=settings.memory_budget_mb << 20,
+    )
     rules = Rules(settings.face_alias, settings.max_pixels, settings.exif, settings.ocr == "empty")
     app[SETTINGS] = settings
     app[SHELF] = shelf
+    app[BUILDS] = builds
     app[DOOR] = Door()
     app[UNREADY] = []
-    app[PREDICTOR] = Predictor(
-        shelf, rules, Budget(settings.max_decoded_pixels), settings.request_threads or os.cpu_count() or 1
-    )
+    app[PREDICTOR] = Predictor(shelf, rules, Budget(settings.max_decoded_pixels), settings.request_threads or cores())
     parts = preload_parts(settings)
 
     async def run_shelf(app: web.Application) -> AsyncIterator[None]:
         async def fill() -> None:
             try:
                 await in_thread(warm_up, "warm up")
+            except EngineError as error:
+                log.error("no model can be loaded: %s", error)
+                app[UNREADY].append(f"no model can be loaded: {error}")
+                return
             except Exception as error:  # an import runs foreign code: readiness tells what became of it
                 log.exception("the libraries that run the models cannot be imported")
                 app[UNREADY].append(f"the libraries that run the models cannot be imported: {error}")
@@ -131,7 +169,7 @@ def create_app(
             task.cancel()
         await asyncio.gather(app[PRELOAD], tidying, return_exceptions=True)
         app[PREDICTOR].close()
-        await shelf.close(grace=CLOSE_S)
+        await asyncio.gather(builds.close(grace=CLOSE_S), shelf.close(grace=CLOSE_S))
 
     app.cleanup_ctx.append(run_shelf)
     app.add_routes(
@@ -209,12 +247,14 @@ async def models(request: web.Request) -> web.Response:
         {
             "name": info.name,
             "kind": info.kind,
-            "device": info.device,
+            "device": one.scheduler.name,
             "backend": info.backend,
             "precision": info.precision,
             "reason": info.reason,
+            "built": info.built,
+            "build": request.app[BUILDS].state(one.part),
             "untrained": info.untrained,
-            "bytes": info.bytes,
+            "bytes": one.bytes,
             "waiting": one.queue.items,
         }
         for one in request.app[SHELF].loaded()

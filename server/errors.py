@@ -14,6 +14,7 @@ RequestError
  ├─ NotServed           501  a task that this server does not have
  └─ Unavailable         503  right, but not now
      ├─ NoWeights            weights neither in the cache folder nor to be had
+     ├─ NoEngine             the engine or the device that the settings want is not there
      ├─ QueueFull            with Retry-After
      ├─ NotComputed          its model was unloaded, or the thread of its device died
      └─ ShuttingDown         with Retry-After
@@ -27,7 +28,17 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from engines.errors import ImageError, ImageTooLarge, UnknownModel, WeightsBroken, WeightsMissing
+from engines.errors import (
+    ArtefactBroken,
+    BuildFailed,
+    EngineMissing,
+    ImageError,
+    ImageTooLarge,
+    OutOfMemory,
+    UnknownModel,
+    WeightsBroken,
+    WeightsMissing,
+)
 from server.batcher import Closed
 from server.queue import Full
 
@@ -103,6 +114,12 @@ class NoWeights(Unavailable):
     reason = "Model weights not available"
 
 
+class NoEngine(Unavailable):
+    """The engine or the device that the settings want is not there."""
+
+    reason = "Engine not available"
+
+
 class QueueFull(Unavailable):
     """More waits than could be answered in time."""
 
@@ -140,6 +157,8 @@ def from_below(error: Exception) -> RequestError | None:
             return UnknownModelName(str(error))
         case WeightsMissing() | WeightsBroken():
             return NoWeights(str(error))
+        case EngineMissing() | BuildFailed() | ArtefactBroken() | OutOfMemory():
+            return NoEngine(str(error))
         case Full():
             return QueueFull(f"Too much is waiting: {error}.", error.retry_after)
         case Closed():

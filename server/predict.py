@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL.Image import Image
 
 from engines import catalog, images
-from engines.errors import WeightsBroken, WeightsMissing
+from engines.errors import ArtefactBroken, BuildFailed, EngineMissing, WeightsBroken, WeightsMissing
 from engines.model import Kind
 from server.budget import Budget
 from server.errors import BadInput, NoInput, NotServed
@@ -138,8 +138,8 @@ class Predictor:
                 for kind, part in parts.items()
                 if kind != "textual"
             }
-        except (WeightsMissing, WeightsBroken):
-            # A picture that cannot be decoded is the client's error whether there are weights or not.
+        except (WeightsMissing, WeightsBroken, EngineMissing, BuildFailed, ArtefactBroken):
+            # A picture that cannot be decoded is the client's error whether there is a model or not.
             async with self._pixels.hold(header.width * header.height, flow):
                 await self._picture_work(flow, images.decode, image, self._rules.max_pixels)
             raise

@@ -75,8 +75,8 @@ def cut_size(waiting: int, buckets: Sequence[int]) -> int:
 class Queue:
     """The items that wait for one model, in turn between flows; made by `Scheduler.add`."""
 
-    def __init__(self, model: BatchModel, name: str, lane: Lane, limits: Limits) -> None:
-        self.model = model
+    def __init__(self, models: Sequence[BatchModel], name: str, lane: Lane, limits: Limits) -> None:
+        self.models = tuple(models)  # replicas, one for each device
         self.name = name
         self.lane = lane
         self.items = 0  # that wait
@@ -95,7 +95,7 @@ class Queue:
     def check_room(self, weight: int, ahead: int = 0) -> None:
         """Raise Full if an item of `weight` is more than may wait, `ahead` others being on their way here already."""
         waiting = self.items + ahead
-        seconds = waiting * self._seconds_per_item
+        seconds = waiting * self._seconds_per_item / len(self.models)
         # One item alone is always let in, however heavy: it would never be served otherwise.
         if waiting and (
             waiting >= self._limits.items
@@ -104,15 +104,15 @@ class Queue:
         ):
             raise Full(self.name, max(1.0, seconds))
 
-    def is_full_batch(self) -> bool:
-        """Whether what waits fills the largest batch, so that waiting longer gains nothing."""
-        return self.items >= self.model.buckets[-1] or self.weight >= self._limits.batch_weight
+    def is_full_batch(self, replica: int) -> bool:
+        """Whether what waits fills the replica's largest batch, so that waiting longer gains nothing."""
+        return self.items >= self.models[replica].buckets[-1] or self.weight >= self._limits.batch_weight
 
-    def cut(self) -> list[Waiter]:
-        """Take the items of the next batch, one of each flow in turn; empty if nobody waits here."""
+    def cut(self, replica: int) -> list[Waiter]:
+        """Take the items of the replica's next batch, one of each flow in turn; empty if nobody waits here."""
         batch: list[Waiter] = []
         weight = 0
-        size = cut_size(self.items, self.model.buckets) if self.items else 0
+        size = cut_size(self.items, self.models[replica].buckets) if self.items else 0
         while len(batch) < size:
             head = self._head()
             if batch and weight + head.weight > self._limits.batch_weight:

@@ -87,15 +87,44 @@ class Settings(BaseSettings):
     request_threads: int = Field(
         0,
         ge=0,
-        description="Threads that decode and prepare pictures; 0 is one per core.",
+        description="Threads that decode and prepare pictures; 0 is one per core at hand.",
     )
     model_intra_op_threads: int = Field(
         0,
         ge=0,
-        description="Threads of one operation of a network on the processor; 0 leaves the choice to PyTorch.",
+        description="Threads of a network on the processor; 0 is all cores at hand, by a container's quota too.",
+    )
+    device: Literal["auto", "cpu", "cuda", "xpu"] = Field(
+        "auto",
+        description="What models run on: `auto` is a GPU that PyTorch can use, else the processor; "
+        "`xpu` is an Intel GPU, by OpenVINO.",
     )
     device_ids: Ordinals = Field(
-        (0,), description="GPUs by number, of which the first is used; without a GPU the processor."
+        (0,), description="GPUs by number: each holds every model once, and whichever is free takes the next batch."
+    )
+    require_device: Literal["", "cpu", "cuda", "xpu"] = Field(
+        "", description="Refuse to start where models would not run on this; empty takes what there is."
+    )
+    engine: Literal["auto", "eager", "torchscript", "inductor", "tensorrt", "openvino", "ipex"] = Field(
+        "auto",
+        description="What computes the networks: `auto` is the fastest that is built and passed its gate, "
+        "`eager` is PyTorch as it is.",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="Precision of the networks: `auto` is the fastest that keeps the vectors as they are."
+    )
+    build: Literal["never", "background", "require"] = Field(
+        "never",
+        description="Build engines that are missing: `background` serves eager until one has passed, "
+        "`require` does not serve a model before.",
+    )
+    streams: int = Field(
+        0,
+        ge=0,
+        description="Parts of a batch that run at the same time on the processor; 0 is what was measured as fastest.",
+    )
+    openvino_hint: Literal["latency", "throughput"] = Field(
+        "latency", description="What OpenVINO tunes its engines for."
     )
     preload_clip_textual: Names = _preload("CLIP__TEXTUAL", "CLIP models whose text side is loaded at the start.")
     preload_clip_visual: Names = _preload("CLIP__VISUAL", "CLIP models whose picture side is loaded at the start.")

@@ -1,7 +1,8 @@
 """Which models are in memory: loaded once by the first who asks, preloaded, unloaded when idle or over budget.
 
-Knows that a model has a queue on the scheduler of its device. Does not know what models compute, nor how they are
-loaded: `load` and `release` are handed in, and run in threads of their own.
+Knows that a model, or its replicas on several devices, has a queue on the scheduler of these devices, and how another
+takes its place there while it is in use. Does not know what models compute, nor how they are loaded: `load` and
+`release` are handed in, and run in threads of their own.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -37,13 +38,23 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A model in memory, with its place on a device."""
+    """A model in memory, with its place on its devices. All but `part` may change while it is in use: see `swap`."""
 
     part: Part
-    model: Any  # an engines.model.Model; its `prepare` differs by kind
+    models: tuple[Model, ...]  # replicas, one for each device
     queue: Queue
     scheduler: Scheduler
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def model(self) -> Any:
+        """The first replica: all prepare alike. Any, since `prepare` differs by kind."""
+        return self.models[0]
+
+    @property
+    def bytes(self) -> int:
+        """The weights of all replicas."""
+        return sum(model.info.bytes for model in self.models)
 
 
 class Shelf:
@@ -51,17 +62,19 @@ class Shelf:
 
     def __init__(
         self,
-        load: Callable[[Part], Model],
+        load: Callable[[Part], Sequence[Model]],
         release: Callable[[], None],
         *,
         limits: Callable[[Part], Limits] = lambda part: Limits(),
+        placed: Callable[[Loaded], None] = lambda loaded: None,
         ttl: float = 0,
         budget: int = 0,
     ) -> None:
-        """`ttl` in seconds and `budget` in bytes of weights; 0 is no limit."""
+        """`ttl` in seconds and `budget` in bytes of weights; 0 is no limit. `placed` is told of whatever was loaded."""
         self._load = load
         self._release = release
         self._limits = limits
+        self._placed = placed
         self._ttl = ttl
         self._budget = budget
         self._loading: dict[Part, asyncio.Task[Loaded]] = {}
@@ -119,38 +132,59 @@ class Shelf:
         started = time.monotonic()
         log.info("loading %s", part)
         try:
-            model = await in_thread(lambda: self._load(part), f"load {part}")
-            loaded = self._place(part, model, time.monotonic() - started)
+            models = await in_thread(lambda: tuple(self._load(part)), f"load {part}")
+            loaded = self._place(part, models, time.monotonic() - started)
         finally:
             del self._loading[part]
+        self._placed(loaded)
         if self._budget:
             await self._unload(self._over_budget(part))
         return loaded
 
-    def _place(self, part: Part, model: Model, seconds: float) -> Loaded:
-        info = model.info
-        scheduler = self._scheduler(info.device)
-        lane = Lane.INTERACTIVE if part.kind == "textual" else Lane.BULK
-        loaded = Loaded(part, model, scheduler.add(model, str(part), lane, self._limits(part)), scheduler)
+    def _place(self, part: Part, models: tuple[Model, ...], seconds: float) -> Loaded:
+        info = models[0].info
+        loaded = Loaded(part, models, *self._queue(part, models))
         self._loaded[part] = loaded
         log.info(
             "loaded %s in %.1f s: on %s, %s %s (%s), %d MB%s",
             part,
             seconds,
-            info.device,
+            loaded.scheduler.name,
             info.backend,
             info.precision,
             info.reason,
-            info.bytes >> 20,
+            loaded.bytes >> 20,
             "; UNTRAINED: its vectors mean nothing" if info.untrained else "",
         )
         return loaded
 
-    def _scheduler(self, device: str) -> Scheduler:
-        if device not in self._schedulers:
-            self._schedulers[device] = Scheduler(device)
-            self._schedulers[device].start()
-        return self._schedulers[device]
+    def _queue(self, part: Part, models: tuple[Model, ...]) -> tuple[Queue, Scheduler]:
+        name = devices(models)
+        if name not in self._schedulers:
+            self._schedulers[name] = Scheduler(name, len(models))
+            self._schedulers[name].start()
+        lane = Lane.INTERACTIVE if part.kind == "textual" else Lane.BULK
+        return self._schedulers[name].add(models, str(part), lane, self._limits(part)), self._schedulers[name]
+
+    async def swap(self, part: Part, models: Sequence[Model]) -> bool:
+        """Let `models` take the place of those of a part, while requests go on; return whether it was in memory.
+
+        Batches that were cut end with the old models, whose memory is given back after the last of them. On other
+        devices than before, what waits already is still computed by the old ones.
+        """
+        loaded = self._loaded.get(part)
+        if loaded is None:
+            return False
+        new, queue, scheduler = tuple(models), loaded.queue, loaded.scheduler
+        stays = devices(new) == scheduler.name
+        if not stays:
+            loaded.queue, loaded.scheduler = self._queue(part, new)
+        loaded.models = new
+        await (scheduler.replace(queue, new) if stays else scheduler.run_dry(queue))
+        for leaving in self._over_budget(part) if self._budget else ():
+            self._take_out(leaving)
+        await self._give_back()
+        return True
 
     async def unload_idle(self) -> None:
         """Unload what nobody has used for the time to live."""
@@ -160,11 +194,11 @@ class Shelf:
 
     def _over_budget(self, newest: Part) -> list[Part]:
         """Return what must leave to make room for `newest`, the least recently used first."""
-        excess = sum(loaded.model.info.bytes for loaded in self._loaded.values()) - self._budget
+        excess = sum(loaded.bytes for loaded in self._loaded.values()) - self._budget
         leaving: list[Part] = []
         for idle in self._idle():
             if excess > 0 and idle.part != newest:
-                excess -= idle.model.info.bytes
+                excess -= idle.bytes
                 leaving.append(idle.part)
         if excess > 0:
             log.warning("the models in use are %d MB over MACHINE_LEARNING_MEMORY_BUDGET_MB", (excess >> 20) + 1)
@@ -178,11 +212,14 @@ class Shelf:
     async def _unload(self, parts: list[Part]) -> None:
         for part in parts:
             self._take_out(part)
-        if not parts:
-            return
-        try:  # by now nothing refers to them any longer
+        if parts:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Free the memory of models that nothing refers to any longer."""
+        try:
             await in_thread(self._release, "release memory")
-        except Exception:  # the model that asked for room is in; memory that stays is no reason to fail it
+        except Exception:  # memory that stays is no reason to fail the model that asked for room
             log.exception("memory of unloaded models could not be given back")
 
     def _take_out(self, part: Part) -> None:
@@ -196,6 +233,13 @@ class Shelf:
             task.cancel()
         self._loaded.clear()
         return all(await asyncio.gather(*(scheduler.close(grace) for scheduler in self._schedulers.values())))
+
+
+def devices(models: Sequence[Model]) -> str:
+    """Return where replicas are, in short: "cpu", "cuda:0", "cuda:0+1"."""
+    first, *others = (model.info.device for model in models)
+    kind = first.partition(":")[0]
+    return "+".join([first, *(other.removeprefix(f"{kind}:") for other in others)])
 
 
 async def in_thread(function: Callable[[], T], name: str) -> T:

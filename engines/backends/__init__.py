@@ -1,5 +1,5 @@
 """Ways to make an engine of a network: one module each, imported only when asked for.
 
-Every module has `available() -> str | None` (None, or the reason why it cannot be used) and
-`load(network, device) -> Engine`; a backend that compiles has `build` as well.
+Every module has the three functions of engines.engine.Backend: `available`, which says why a backend cannot be used
+here, `build`, which compiles a network into a folder, and `load`, which makes an engine of that folder.
 """

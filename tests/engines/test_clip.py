@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from engines import catalog, clip, images, models, preprocess, tokenizer, towers, untrained
 from engines.model import Config
 
+CPU = torch.device("cpu")
+
 DEMO = catalog.clip("demo")
 CONFIG = Config(cache_folder=Path("no folder"))
 RANDOM = np.random.default_rng(17)
@@ -42,12 +44,12 @@ def cosines(ours: Sequence[NDArray[np.float32]], theirs: Sequence[NDArray[np.flo
 
 @pytest.fixture(scope="module")
 def visual() -> clip.Visual:
-    return clip.load_visual(DEMO, CONFIG)
+    return clip.load_visual(DEMO, CONFIG, CPU)
 
 
 @pytest.fixture(scope="module")
 def textual() -> clip.Textual:
-    return clip.load_textual(DEMO, CONFIG)
+    return clip.load_textual(DEMO, CONFIG, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +99,9 @@ def test_results_are_unit_vectors_of_float32(visual: clip.Visual, textual: clip.
 
 def test_a_batch_of_short_texts_is_cut_to_a_common_length(textual: clip.Textual) -> None:
     short, longer, full = textual.prepare("a dog"), textual.prepare("dog " * 20), textual.prepare("dog " * 200)
-    assert textual.collate([short]).shape == (1, 16)
-    assert textual.collate([short, longer]).shape == (2, 32)
-    assert textual.collate([short, full]).shape == (2, 77)
+    assert textual.collate([short]).batch.shape == (1, 16)
+    assert textual.collate([short, longer]).batch.shape == (2, 32)
+    assert textual.collate([short, full]).batch.shape == (2, 77)
 
 
 def test_masked_texts_are_cut_and_fixed_ones_are_not() -> None:
@@ -121,8 +123,8 @@ def test_the_crop_of_the_reference_deployment_is_a_setting(name: str, monkeypatc
     monkeypatch.setattr(towers, "architecture", lambda entry: SMALL)
     entry = replace(catalog.clip(name), image_size=32)
     picture = Image.fromarray(RANDOM.integers(0, 256, (32, 35, 3), dtype=np.uint8))
-    native = clip.load_visual(entry, Config(cache_folder=Path("no folder"), untrained=True))
-    cropped = clip.load_visual(entry, Config(cache_folder=Path("no folder"), untrained=True, resize="crop"))
+    native = clip.load_visual(entry, Config(cache_folder=Path("no folder"), untrained=True), CPU)
+    cropped = clip.load_visual(entry, Config(cache_folder=Path("no folder"), untrained=True, resize="crop"), CPU)
     assert np.array_equal(native.prepare(picture), preprocess.prepare(picture, 32, entry.resize))
     assert np.array_equal(cropped.prepare(picture), np.asarray(picture)[:, 1:33])
 
@@ -132,7 +134,7 @@ def test_untrained_models_say_so_loudly(monkeypatch: pytest.MonkeyPatch, caplog:
     entry = catalog.clip("ViT-B-32__openai")
     config = Config(cache_folder=Path("no folder"), untrained=True)
     with caplog.at_level(logging.WARNING):
-        model = models.load("textual", entry, config)
+        (model,) = models.load("textual", entry, config)
     assert "UNTRAINED" in caplog.text
     assert "MACHINE_LEARNING_UNTRAINED" in caplog.text
     assert model.info.untrained
@@ -145,13 +147,13 @@ def test_a_stand_in_tokenizer_is_told_in_the_reason(monkeypatch: pytest.MonkeyPa
     config = SMALL | {"text_cfg": SMALL["text_cfg"] | fixed | {"context_length": 64}}  # type: ignore[operator]
     for module in (towers, tokenizer):
         monkeypatch.setattr(module, "architecture", lambda entry: config)
-    model = clip.load_textual(catalog.clip("ViT-B-16-SigLIP__webli"), Config(Path("no folder"), untrained=True))
+    model = clip.load_textual(catalog.clip("ViT-B-16-SigLIP__webli"), Config(Path("no folder"), untrained=True), CPU)
     assert "stand-in" in model.info.reason
-    assert model.collate([model.prepare("snow")]).shape == (1, 64)
+    assert model.collate([model.prepare("snow")]).batch.shape == (1, 64)
 
 
 def test_the_demo_keeps_its_weights_when_others_have_none(visual: clip.Visual) -> None:
-    again = models.load("visual", DEMO, Config(cache_folder=Path("no folder"), untrained=True))
+    (again,) = models.load("visual", DEMO, Config(cache_folder=Path("no folder"), untrained=True))
     assert not again.info.untrained
     pixels = [visual.prepare(photos()[1])]
     assert cosines(again.run(again.collate(pixels)), visual.run(visual.collate(pixels))).min() >= 0.99999
@@ -178,7 +180,7 @@ def test_published_weights_give_the_numbers_of_the_reference_deployment() -> Non
     entry, config = catalog.clip("ViT-B-32__openai"), Config(cache_folder=cache_folder())
     file = io.BytesIO()
     Image.new("RGB", (600, 800)).save(file, "JPEG")
-    visual, textual = clip.load_visual(entry, config), clip.load_textual(entry, config)
+    visual, textual = clip.load_visual(entry, config, CPU), clip.load_textual(entry, config, CPU)
     picture = visual.prepare(images.decode(file.getvalue(), 1_000_000))
     assert np.abs(visual.run(visual.collate([picture]))[0][:16] - IMAGE).max() < 1e-3
     query = textual.prepare("test search query")

@@ -15,6 +15,8 @@ from engines.model import Config
 from scripts.calibrate_facenet import calibrate, drawn_face, mean_cosine
 from tests.engines.faces_data import crowd, montage, photo, portraits
 
+CPU = torch.device("cpu")
+
 PUBLISHED = catalog.face("facenet-vggface2")
 Crops = list[NDArray[np.uint8]]
 
@@ -26,12 +28,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def detector(config: Config) -> faces.Detector:
-    return faces.load_detector(config)
+    return faces.load_detector(config, CPU)
 
 
 @pytest.fixture(scope="module")
 def recogniser(config: Config) -> faces.Recogniser:
-    return faces.load_recogniser(catalog.face("demo"), config)
+    return faces.load_recogniser(catalog.face("demo"), config, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_the_threshold_travels_with_the_item(detector: faces.Detector) -> None:
 
 def test_the_smallest_face_is_a_setting(config: Config, detector: faces.Detector) -> None:
     image = montage(300, 200, [(0, 100, 60, 45)])
-    for_large = faces.load_detector(Config(config.cache_folder, min_face=100))
+    for_large = faces.load_detector(Config(config.cache_folder, min_face=100), CPU)
     assert [len(d.run([d.prepare(image, 0.7)])[0].boxes) for d in (detector, for_large)] == [1, 0]
     assert Config(config.cache_folder).min_face == 40
 
@@ -184,7 +186,7 @@ def test_the_demo_is_marked_untrained_with_one_line_in_the_log(
 ) -> None:
     before = torch.get_rng_state()
     with caplog.at_level(logging.INFO):
-        model = faces.load_recogniser(catalog.face("demo"), config)
+        model = faces.load_recogniser(catalog.face("demo"), config, CPU)
     assert torch.equal(before, torch.get_rng_state())
     assert model.info.untrained
     assert (model.info.name, model.info.kind, model.info.backend) == ("demo", "recognition", "eager")
@@ -192,7 +194,7 @@ def test_the_demo_is_marked_untrained_with_one_line_in_the_log(
 
 
 def test_the_setting_makes_any_model_untrained(recogniser: faces.Recogniser, drawn: Crops, tmp_path: Path) -> None:
-    model = faces.load_recogniser(PUBLISHED, Config(tmp_path, untrained=True))
+    model = faces.load_recogniser(PUBLISHED, Config(tmp_path, untrained=True), CPU)
     assert model.info.untrained
     assert model.info.name == PUBLISHED.name
     assert np.array_equal(embed(model, drawn[:1]), embed(recogniser, drawn[:1]))
@@ -200,7 +202,7 @@ def test_the_setting_makes_any_model_untrained(recogniser: faces.Recogniser, dra
 
 def load_with(state: dict[str, Tensor], config: Config, monkeypatch: pytest.MonkeyPatch) -> faces.Recogniser:
     monkeypatch.setattr(weights, "face_state", lambda *_: state)
-    return faces.load_recogniser(PUBLISHED, config)
+    return faces.load_recogniser(PUBLISHED, config, CPU)
 
 
 def test_published_weights_are_taken_as_they_are(

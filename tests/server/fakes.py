@@ -100,14 +100,14 @@ class FakeEngines:
         if self.broken is not None:
             raise self.broken
 
-    def load(self, part: Part) -> FakeModel:
+    def load(self, part: Part) -> tuple[FakeModel, ...]:
         key = (part.kind, part.entry.name)
         self.loads.append(key)
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
         self.models[key] = FakeModel(part.kind, part.entry.name)
-        return self.models[key]
+        return (self.models[key],)
 
     def release(self) -> None:
         self.released += 1

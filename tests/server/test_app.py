@@ -4,18 +4,24 @@ import asyncio
 import io
 import itertools
 import statistics
+import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import numpy as np
 import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
 from PIL import Image
 
-from engines.errors import WeightsMissing
-from server.app import DOOR, PRELOAD, SHELF
-from tests.server.fakes import FakeEngines, FakeItem, fake_app, serving, unit
+from engines.errors import ArtefactBroken, BuildFailed, EngineError, EngineMissing, WeightsMissing
+from server.app import DOOR, PRELOAD, SHELF, create_app
+from server.settings import Settings
+from server.shelf import Part
+from tests.server.fakes import FakeEngines, FakeItem, FakeModel, fake_app, serving, unit
 
 CLIP = {"clip": {"visual": {"modelName": "demo"}}}
 TEXT = {"clip": {"textual": {"modelName": "demo"}}}
@@ -355,6 +361,88 @@ async def test_models_lists_what_is_known_and_what_is_loaded() -> None:
         "untrained": False,
     }
     assert next(one for one in body["known"]["facial-recognition"] if one["name"] == "demo")["untrained"] is True
+
+
+@pytest.mark.parametrize("error", [EngineMissing, BuildFailed, ArtefactBroken])
+async def test_an_engine_that_is_not_there_is_503_with_the_sentence(error: type[EngineError]) -> None:
+    engines = FakeEngines()
+    engines.error = error("no engine of openvino is built: run python -m scripts.build_engines demo")
+    async with serving(fake_app(engines)) as client:
+        response = await client.post("/predict", data=form(TEXT, text="x"))
+        assert (response.status, response.reason) == (503, "Engine not available")
+        assert "scripts.build_engines demo" in (await response.json())["detail"]
+        assert (await client.post("/predict", data=form(CLIP, b"no image"))).status == 400
+
+
+async def test_a_device_that_is_not_there_is_told_without_a_trace(caplog: pytest.LogCaptureFixture) -> None:
+    engines = FakeEngines()
+    engines.broken = EngineMissing("the settings want cuda, and there is none")
+    app = fake_app(engines)
+    async with serving(app) as client:
+        await app[PRELOAD]
+        response = await client.get("/health/ready")
+        assert response.status == 503
+        assert (await response.json())["status"].startswith("no model can be loaded: the settings want cuda")
+    assert [record.exc_info for record in caplog.records if "settings want cuda" in record.message] == [None]
+
+
+async def until_built(client: TestClient[web.Request, web.Application]) -> dict[str, Any]:
+    """Ask /models until no build is under way any longer; return what is loaded."""
+    async with asyncio.timeout(30):
+        while True:
+            (loaded,) = (await (await client.get("/models")).json())["loaded"]
+            if loaded["build"] not in ("waiting", "running"):
+                return dict(loaded)
+
+
+async def test_models_tells_of_engines_and_builds_and_a_build_leaves_readiness_alone() -> None:
+    engines = FakeEngines()
+    code = "import sys; sys.exit('no compiler' if sys.stdin.read() == '' else 0)"
+    settings = Settings(build="background")
+    app = create_app(settings, engines.load, engines.release, build=lambda part: [sys.executable, "-c", code])
+    async with serving(app) as client:
+        assert (await client.post("/predict", data=form(TEXT, text="x"))).status == 200
+        loaded = await until_built(client)
+        assert (loaded["device"], loaded["backend"], loaded["precision"]) == ("cpu", "fake", "float32")
+        assert (loaded["reason"], loaded["built"]) == ("a fake", False)
+        assert loaded["build"] == "failed: exit code 1: no compiler"
+        assert (await client.get("/health/ready")).status == 200
+
+
+async def test_an_engine_built_in_the_background_is_swapped_in() -> None:
+    engines = FakeEngines()
+    load = engines.load
+
+    def load_built_next(part: Part) -> tuple[FakeModel, ...]:
+        (model,) = load(part)
+        built = len(engines.loads) > 1
+        model.info = replace(model.info, backend="openvino" if built else "eager", built=built)
+        return (model,)
+
+    app = create_app(
+        Settings(build="background"), load_built_next, engines.release, build=lambda part: [sys.executable, "-c", ""]
+    )
+    async with serving(app) as client:
+        assert (await client.post("/predict", data=form(TEXT, text="x"))).status == 200
+        async with asyncio.timeout(30):
+            while not (loaded := await until_built(client))["built"]:
+                pass
+        assert (loaded["backend"], loaded["build"]) == ("openvino", None)
+        body = await (await client.post("/predict", data=form(TEXT, text="x"))).json()
+        assert orjson.loads(body["clip"]) == pytest.approx(unit(("text", "x", None)).tolist())
+
+
+@pytest.mark.parametrize("settings", [{"build": "never"}, {"build": "background", "engine": "eager"}])
+async def test_nothing_is_built_where_nothing_is_wanted(settings: dict[str, Any]) -> None:
+    engines = FakeEngines()
+
+    def no_build(part: Part) -> list[str]:
+        raise AssertionError("nothing was to be built")
+
+    app = create_app(Settings(**settings), engines.load, engines.release, build=no_build)
+    async with serving(app) as client:
+        assert (await client.post("/predict", data=form(TEXT, text="x"))).status == 200
+        assert (await until_built(client))["build"] is None
 
 
 async def test_the_weight_of_a_detection_is_its_pixels() -> None:

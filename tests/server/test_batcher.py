@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from server.batcher import BURST, Closed, Scheduler, WrongCount
+from server.batch import WrongCount
+from server.batcher import BURST, Closed, Scheduler
 from server.queue import Full, Lane, Limits, Queue
 
 
@@ -71,15 +72,15 @@ async def hold(scheduler: Scheduler, model: Echo, queue: Queue) -> "asyncio.Futu
 
 async def test_a_lone_item_goes_at_once_and_comes_back(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     assert await scheduler.submit(queue, 7) == 7
     assert model.batches == [[7]]
-    assert model.threads == {"fake-device"}
+    assert model.threads == {"fake-device-0"}
 
 
 async def test_a_burst_fills_the_batch_while_the_one_before_runs(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     burst = [scheduler.submit(queue, item) for item in range(6)]
     model.gate.set()
@@ -89,7 +90,7 @@ async def test_a_burst_fills_the_batch_while_the_one_before_runs(scheduler: Sche
 
 async def test_one_full_batch_is_collated_ahead_never_more(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(32)]
     await until(lambda: len(model.collated) == 2)
@@ -104,7 +105,7 @@ async def test_one_full_batch_is_collated_ahead_never_more(scheduler: Scheduler)
 
 async def test_a_batch_that_is_not_full_is_not_cut_ahead(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     first = [scheduler.submit(queue, item) for item in range(7)]
     await asyncio.sleep(0)
@@ -118,8 +119,8 @@ async def test_a_batch_that_is_not_full_is_not_cut_ahead(scheduler: Scheduler) -
 
 async def test_texts_overtake_pictures_even_the_batch_collated_ahead(scheduler: Scheduler) -> None:
     pictures, texts = Echo(), Echo()
-    bulk = scheduler.add(pictures, "pictures", Lane.BULK)
-    interactive = scheduler.add(texts, "texts", Lane.INTERACTIVE)
+    bulk = scheduler.add([pictures], "pictures", Lane.BULK)
+    interactive = scheduler.add([texts], "texts", Lane.INTERACTIVE)
     done: list[str] = []
     held = await hold(scheduler, pictures, bulk)
     for item in range(16):
@@ -135,8 +136,8 @@ async def test_texts_overtake_pictures_even_the_batch_collated_ahead(scheduler: 
 
 async def test_a_flood_of_texts_lets_pictures_through(scheduler: Scheduler) -> None:
     pictures, texts = Echo(), Echo(buckets=(1,))
-    bulk = scheduler.add(pictures, "pictures", Lane.BULK)
-    interactive = scheduler.add(texts, "texts", Lane.INTERACTIVE)
+    bulk = scheduler.add([pictures], "pictures", Lane.BULK)
+    interactive = scheduler.add([texts], "texts", Lane.INTERACTIVE)
     held = await hold(scheduler, texts, interactive)
     picture = scheduler.submit(bulk, "picture")
     order: list[str] = []
@@ -151,7 +152,7 @@ async def test_a_flood_of_texts_lets_pictures_through(scheduler: Scheduler) -> N
 
 async def test_queues_of_one_lane_take_turns(scheduler: Scheduler) -> None:
     one, other = Echo(buckets=(1,)), Echo(buckets=(1,))
-    first, second = (scheduler.add(model, "echo", Lane.BULK) for model in (one, other))
+    first, second = (scheduler.add([model], "echo", Lane.BULK) for model in (one, other))
     order: list[str] = []
     held = await hold(scheduler, one, first)
     futures = []
@@ -167,7 +168,7 @@ async def test_queues_of_one_lane_take_turns(scheduler: Scheduler) -> None:
 async def test_only_the_guilty_item_fails(scheduler: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
     model = Echo()
     model.guilty = lambda item: item == 3
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(8)]
     model.gate.set()
@@ -186,7 +187,7 @@ async def test_an_item_that_cannot_be_collated_ahead_fails_alone(scheduler: Sche
             return super().collate(items)
 
     model = Picky()
-    queue = scheduler.add(model, "picky", Lane.BULK)
+    queue = scheduler.add([model], "picky", Lane.BULK)
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(8)]
     await until(lambda: queue.items == 0)
@@ -203,7 +204,7 @@ async def test_a_model_that_loses_a_result_never_shifts_answers(scheduler: Sched
             return [item for item in super().run(batch) if item != 2]
 
     model = Lossy()
-    queue = scheduler.add(model, "lossy", Lane.BULK)
+    queue = scheduler.add([model], "lossy", Lane.BULK)
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(5)]
     model.gate.set()
@@ -215,7 +216,7 @@ async def test_a_model_that_loses_a_result_never_shifts_answers(scheduler: Sched
 
 async def test_limits_turn_new_items_away_but_not_accepted_work(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK, Limits(items=3))
+    queue = scheduler.add([model], "echo", Lane.BULK, Limits(items=3))
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(3)]
     with pytest.raises(Full):
@@ -227,10 +228,11 @@ async def test_limits_turn_new_items_away_but_not_accepted_work(scheduler: Sched
 
 async def test_an_item_cancelled_in_the_queue_is_never_computed(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(4)]
     futures[1].cancel()
+    await until(lambda: queue.items == 3)
     model.gate.set()
     await asyncio.gather(held, *futures, return_exceptions=True)
     assert [item for batch in model.batches for item in batch] == ["held", 0, 2, 3]
@@ -241,7 +243,7 @@ async def test_a_picture_of_a_caller_who_hung_up_leaves_memory_at_once(scheduler
         pass
 
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     picture = Picture()
     trace = weakref.ref(picture)
@@ -264,7 +266,7 @@ async def test_a_model_that_raises_stop_iteration_fails_that_item_alone(schedule
             return super().run(batch)
 
     model = Stopping()
-    queue = scheduler.add(model, "stopping", Lane.BULK)
+    queue = scheduler.add([model], "stopping", Lane.BULK)
     held = await hold(scheduler, model, queue)
     futures = [scheduler.submit(queue, item) for item in range(4)]
     model.gate.set()
@@ -281,8 +283,8 @@ async def test_10000_callers_each_get_their_own_answer(scheduler: Scheduler, cap
     models = [Echo(tuple(range(1, 33))), Echo((1, 2, 4, 8, 16))]
     for model in models:
         model.guilty = lambda item: item in guilty
-    queues = [scheduler.add(models[0], "a", Lane.BULK, Limits(items=10_000))]
-    queues.append(scheduler.add(models[1], "b", Lane.INTERACTIVE, Limits(items=10_000)))
+    queues = [scheduler.add([models[0]], "a", Lane.BULK, Limits(items=10_000))]
+    queues.append(scheduler.add([models[1]], "b", Lane.INTERACTIVE, Limits(items=10_000)))
     tasks: list[asyncio.Task[Any]] = []
 
     async def call(item: int) -> Any:
@@ -311,14 +313,14 @@ async def test_10000_callers_each_get_their_own_answer(scheduler: Scheduler, cap
 
 
 async def test_no_wake_up_is_lost_over_many_lone_items(scheduler: Scheduler) -> None:
-    queue = scheduler.add(Echo(), "echo", Lane.BULK)
+    queue = scheduler.add([Echo()], "echo", Lane.BULK)
     async with asyncio.timeout(20):
         for item in range(2000):
             assert await scheduler.submit(queue, item) == item
 
 
 async def test_no_wake_up_is_lost_between_closed_loop_callers(scheduler: Scheduler) -> None:
-    queue = scheduler.add(Echo(), "echo", Lane.BULK)
+    queue = scheduler.add([Echo()], "echo", Lane.BULK)
 
     async def caller(number: int) -> None:
         for turn in range(200):
@@ -332,7 +334,7 @@ async def test_close_fails_what_waits_and_lets_the_running_batch_end() -> None:
     scheduler = Scheduler("closing")
     scheduler.start()
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     waiting = [scheduler.submit(queue, item) for item in range(20)]
     await until(lambda: len(model.collated) == 2)
@@ -359,7 +361,7 @@ async def test_a_batch_collated_while_the_scheduler_closes_is_failed_not_forgott
     scheduler = Scheduler("closing")
     scheduler.start()
     model = SlowCollate()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     waiting = [scheduler.submit(queue, item) for item in range(8)]
     await until(lambda: queue.items == 0)
@@ -374,7 +376,7 @@ async def test_a_batch_collated_while_the_scheduler_closes_is_failed_not_forgott
 
 async def test_a_removed_queue_fails_what_waits_in_it(scheduler: Scheduler) -> None:
     model = Echo()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     held = await hold(scheduler, model, queue)
     waiting = scheduler.submit(queue, 1)
     scheduler.remove(queue)
@@ -395,7 +397,7 @@ async def test_a_thread_that_dies_is_seen_and_nobody_waits_for_ever(caplog: pyte
     scheduler = Scheduler("dying")
     scheduler.start()
     model = Deadly()
-    queue = scheduler.add(model, "deadly", Lane.BULK)
+    queue = scheduler.add([model], "deadly", Lane.BULK)
     held = await hold(scheduler, model, queue)
     waiting = scheduler.submit(queue, 1)
     model.gate.set()
@@ -421,7 +423,7 @@ async def test_a_collating_thread_that_dies_leaves_nobody_waiting(caplog: pytest
     scheduler = Scheduler("dying")
     scheduler.start()
     model = Deadly()
-    queue = scheduler.add(model, "deadly", Lane.BULK)
+    queue = scheduler.add([model], "deadly", Lane.BULK)
     held = await hold(scheduler, model, queue)
     waiting = [scheduler.submit(queue, item) for item in range(12)]
     async with asyncio.timeout(20):
@@ -443,7 +445,7 @@ async def test_an_idle_scheduler_holds_on_to_no_item_and_no_removed_model(schedu
             return [None] * len(batch)
 
     model = Forgetful()
-    queue = scheduler.add(model, "echo", Lane.BULK)
+    queue = scheduler.add([model], "echo", Lane.BULK)
     item = Item()
     traces: list[weakref.ref[Any]] = [weakref.ref(item), weakref.ref(model), weakref.ref(queue)]
     await scheduler.submit(queue, item)
@@ -456,7 +458,282 @@ async def test_an_idle_scheduler_holds_on_to_no_item_and_no_removed_model(schedu
 
 async def test_an_unstarted_scheduler_says_so() -> None:
     scheduler = Scheduler("idle")
-    queue = scheduler.add(Echo(), "echo", Lane.BULK)
+    queue = scheduler.add([Echo()], "echo", Lane.BULK)
     with pytest.raises(Closed, match="not started"):
         scheduler.submit(queue, 1)
     assert await scheduler.close()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Scheduler]:
+    """A scheduler of two devices."""
+    scheduler = Scheduler("pair", 2)
+    scheduler.start()
+    yield scheduler
+    assert await scheduler.close()
+
+
+class Replica(Echo):
+    """Marks what it collates, takes nothing that another collated, and says who it is."""
+
+    def __init__(self, name: str, buckets: tuple[int, ...] = (1, 2, 4, 8)) -> None:
+        super().__init__(buckets)
+        self.name = name
+
+    def collate(self, items: Sequence[Any]) -> list[Any]:
+        super().collate(items)
+        return [(self, item) for item in items]
+
+    def run(self, batch: list[Any]) -> list[Any]:
+        assert all(by is self for by, _ in batch)
+        return [(self.name, item) for item in super().run([item for _, item in batch])]
+
+
+async def hold_both(scheduler: Scheduler, queue: Queue, replicas: Sequence[Echo]) -> "list[asyncio.Future[Any]]":
+    """Occupy both devices with one item each until the gates of `replicas` are set."""
+    held = []
+    for replica in replicas:
+        replica.gate.clear()
+    for number in range(len(replicas)):
+        held.append(scheduler.submit(queue, f"held {number}"))
+        await until(lambda: queue.items == 0)
+    for replica in replicas:
+        await replica.until_running()
+    return held
+
+
+async def test_two_replicas_run_at_the_same_time(pair: Scheduler) -> None:
+    replicas = [Replica("a"), Replica("b")]
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    held = await hold_both(pair, queue, replicas)  # would not return if the second waited for the first
+    for replica in replicas:
+        replica.gate.set()
+    results = await asyncio.gather(*held)
+    assert {name for name, _ in results} == {"a", "b"}
+    assert [item for _, item in results] == ["held 0", "held 1"]
+    assert [len(replica.threads) for replica in replicas] == [1, 1]
+    assert replicas[0].threads != replicas[1].threads
+
+
+async def test_each_of_two_items_in_a_row_wakes_a_replica_of_its_own(pair: Scheduler) -> None:
+    replicas = [Replica("a", buckets=(1,)), Replica("b", buckets=(1,))]
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    for _ in range(20):
+        for replica in replicas:
+            replica.gate.clear()
+        both = [pair.submit(queue, item) for item in range(2)]
+        for replica in replicas:
+            await replica.until_running()
+        for replica in replicas:
+            replica.gate.set()
+        await asyncio.gather(*both)
+
+
+async def test_a_burst_on_idle_replicas_is_collated_ahead_for_both(pair: Scheduler) -> None:
+    for _ in range(20):
+        replicas = [Replica("a"), Replica("b")]
+        for replica in replicas:
+            replica.gate.clear()
+        queue = pair.add(replicas, "echo", Lane.BULK)
+        burst = [pair.submit(queue, item) for item in range(40)]
+        await until(functools.partial(lambda both: all(len(one.collated) == 2 for one in both), replicas))
+        for replica in replicas:
+            replica.gate.set()
+        assert [item for _, item in await asyncio.gather(*burst)] == list(range(40))
+        pair.remove(queue)
+
+
+async def test_a_free_replica_takes_what_would_else_be_collated_ahead(pair: Scheduler) -> None:
+    replicas = [Replica("a"), Replica("b")]
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    for replica in replicas:
+        replica.gate.clear()
+    held = pair.submit(queue, "held")
+    await until(lambda: any(replica.batches or replica.collated for replica in replicas))
+    busy, free = sorted(replicas, key=lambda replica: not replica.collated)
+    full = [pair.submit(queue, item) for item in range(8)]
+    await free.until_running()
+    await until(lambda: queue.items == 0)
+    assert sum(len(batch) for batch in free.collated) == 8
+    assert busy.collated == [["held"]]
+    for replica in replicas:
+        replica.gate.set()
+    assert [item for _, item in await asyncio.gather(*full)] == list(range(8))
+    await held
+
+
+async def test_one_batch_is_collated_ahead_for_each_replica_never_more(pair: Scheduler) -> None:
+    replicas = [Replica("a"), Replica("b")]
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    held = await hold_both(pair, queue, replicas)
+    futures = [pair.submit(queue, item) for item in range(32)]
+    await until(lambda: all(len(replica.collated) == 2 for replica in replicas))
+    assert queue.items == 16
+    for replica in replicas:
+        replica.gate.set()
+    assert [item for _, item in await asyncio.gather(*futures)] == list(range(32))
+    await asyncio.gather(*held)
+
+
+async def test_texts_go_first_on_whichever_replica_is_free(pair: Scheduler) -> None:
+    pictures, texts = [Replica("a"), Replica("b")], [Replica("a"), Replica("b")]
+    bulk = pair.add(pictures, "pictures", Lane.BULK)
+    interactive = pair.add(texts, "texts", Lane.INTERACTIVE)
+    held = await hold_both(pair, bulk, pictures)
+    waiting = [pair.submit(bulk, item) for item in range(40)]
+    await until(lambda: all(len(replica.collated) == 2 for replica in pictures))
+    text = pair.submit(interactive, "text")
+    pictures[1].gate.set()
+    assert await text == ("b", "text")
+    assert not pictures[0].batches, "the other is busy all the time"
+    pictures[0].gate.set()
+    await asyncio.gather(*held, *waiting)
+
+
+async def test_flows_take_turns_on_the_replica_that_is_free(pair: Scheduler) -> None:
+    replicas = [Replica("a", buckets=(1,)), Replica("b", buckets=(1,))]
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    held = await hold_both(pair, queue, replicas)
+    futures = [pair.submit(queue, flow, flow=flow) for flow in ["many"] * 40 + ["few"] * 3]
+    await until(lambda: len(replicas[1].collated) == 2)  # from now on nothing is cut for it
+    replicas[0].gate.set()
+    await until(lambda: len(replicas[0].batches) > 6)
+    order = [batch[0] for batch in replicas[0].batches][1:]
+    assert order[:6].count("few") >= 2
+    replicas[1].gate.set()
+    await asyncio.gather(*held, *futures)
+
+
+async def test_a_failing_replica_fails_only_its_batch(pair: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    replicas = [Replica("a"), Replica("b")]
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    held = await hold_both(pair, queue, replicas)
+    replicas[1].guilty = lambda item: True
+    for replica in replicas:
+        replica.gate.set()
+    results = await asyncio.gather(*held, return_exceptions=True)
+    failed = [result for result in results if isinstance(result, RuntimeError)]
+    assert len(failed) == 1
+    assert [result[0] for result in results if isinstance(result, tuple)] == ["a"]
+    assert pair.alive
+    replicas[1].guilty = lambda item: False
+    assert (await pair.submit(queue, 7))[1] == 7
+
+
+async def test_no_wake_up_is_lost_between_three_replicas() -> None:
+    scheduler = Scheduler("three", 3)
+    scheduler.start()
+    replicas = [Replica(name, buckets=(1, 2)) for name in "abc"]
+    texts = [Replica(name, buckets=(1,)) for name in "abc"]
+    queues = [scheduler.add(replicas, "echo", Lane.BULK), scheduler.add(texts, "texts", Lane.INTERACTIVE)]
+
+    async def caller(number: int) -> None:
+        for turn in range(150):
+            queue = queues[(number + turn) % 3 == 0]
+            assert (await scheduler.submit(queue, (number, turn), flow=number))[1] == (number, turn)
+
+    async with asyncio.timeout(60):
+        for callers in (1, 3, 24):
+            await asyncio.gather(*(caller(number) for number in range(callers)))
+    assert all(replica.batches for replica in replicas)
+    assert await scheduler.close()
+
+
+async def test_a_dead_thread_of_one_replica_is_seen(pair: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    class Deadly(Replica):
+        def run(self, batch: list[Any]) -> list[Any]:
+            super().run(batch)
+            raise SystemExit("out of this thread")
+
+    replicas = [Deadly("a"), Replica("b")]
+    queue = pair.add(replicas, "deadly", Lane.BULK)
+    held = await hold_both(pair, queue, replicas)
+    waiting = pair.submit(queue, 1)
+    replicas[0].gate.set()
+    with pytest.raises(Closed, match="died"):
+        await waiting
+    assert not pair.alive
+    replicas[1].gate.set()
+    results = await asyncio.gather(*held, return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["Closed", "tuple"]
+    assert "died" in caplog.text
+
+
+async def test_replicas_must_fit_the_devices(pair: Scheduler) -> None:
+    with pytest.raises(ValueError, match="3 replicas do not fit pair"):
+        pair.add([Echo(), Echo(), Echo()], "echo", Lane.BULK)
+
+
+async def test_a_replaced_model_ends_its_batches_and_the_new_one_cuts_the_next(scheduler: Scheduler) -> None:
+    old, new = [Replica("old")], Replica("new", buckets=(1, 2, 4))
+    queue = scheduler.add(old, "echo", Lane.BULK)
+    held = await hold(scheduler, old[0], queue)
+    futures = [scheduler.submit(queue, item) for item in range(20)]
+    await until(lambda: len(old[0].collated) == 2)
+    replacing = asyncio.create_task(scheduler.replace(queue, [new]))
+    await asyncio.sleep(0)
+    assert not replacing.done()
+    old[0].gate.set()
+    assert await held == ("old", "held")
+    assert await asyncio.gather(*futures) == [("old" if item < 8 else "new", item) for item in range(20)]
+    assert max(len(batch) for batch in new.batches) == 4
+    async with asyncio.timeout(20):
+        await replacing
+    trace = weakref.ref(old.pop())
+    gc.collect()
+    assert trace() is None
+
+
+async def test_models_are_replaced_under_load_and_no_answer_is_wrong_or_lost(pair: Scheduler) -> None:
+    pairs = [[Replica(name) for _ in range(2)] for name in ("old", "new")]
+    for replica in pairs[1]:
+        replica.buckets = (1, 2, 4, 8, 16)
+    queue = pair.add(pairs[0], "echo", Lane.BULK, Limits(items=10_000))
+    served: list[str] = []
+
+    async def caller(number: int) -> None:
+        for turn in range(60):
+            name, item = await pair.submit(queue, (number, turn), flow=number % 5)
+            assert item == (number, turn)
+            served.append(name)
+
+    async with asyncio.timeout(60):
+        callers = asyncio.gather(*(caller(number) for number in range(50)))
+        swaps = 0
+        while not callers.done():
+            await pair.replace(queue, pairs[(swaps + 1) % 2])
+            swaps += 1
+            await until(functools.partial(lambda count: callers.done() or len(served) > count, len(served)))
+        await callers
+    assert len(served) == 3000
+    assert set(served) == {"old", "new"}
+    assert swaps > 10
+
+
+async def test_a_queue_runs_dry_before_it_goes(scheduler: Scheduler) -> None:
+    model = Echo()
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    held = await hold(scheduler, model, queue)
+    futures = [scheduler.submit(queue, item) for item in range(20)]
+    drying = asyncio.create_task(scheduler.run_dry(queue))
+    futures.pop().cancel()
+    model.gate.set()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(held, *futures) == ["held", *range(19)]
+        await drying
+    with pytest.raises(Closed, match="unloaded"):
+        scheduler.submit(queue, "late")
+
+
+async def test_nobody_waits_for_a_replaced_model_after_the_end(scheduler: Scheduler) -> None:
+    model = Echo()
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    held = await hold(scheduler, model, queue)
+    replacing = asyncio.create_task(scheduler.replace(queue, [Echo()]))
+    await asyncio.sleep(0)
+    assert not await scheduler.close(grace=0.01)
+    async with asyncio.timeout(20):
+        await replacing
+    model.gate.set()
+    assert await held == "held"

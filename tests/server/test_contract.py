@@ -54,7 +54,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def client(cache_folder: Path) -> AsyncIterator[Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
-        settings = Settings(cache_folder=cache_folder)
+        settings = Settings(cache_folder=cache_folder, engine="eager", precision="float32")
         engines = Engines(engine_config(settings))
         app = create_app(settings, engines.load, engines.release, engines.warm_up)
         server = TestServer(app)

@@ -36,7 +36,7 @@ class Engines(FakeEngines):
     def load(self, part):
         if part.kind == "visual":
             time.sleep(60)  # a download that takes its time
-        return Slow(part.kind, part.entry.name)
+        return (Slow(part.kind, part.entry.name),)
 
 main.Engines = Engines
 sys.exit(main.main())
@@ -243,6 +243,17 @@ def test_a_wrong_setting_ends_the_start_with_code_2_and_a_sentence(name: str, va
     )
     assert done.returncode == 2
     assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_required_device_that_is_not_there_ends_the_start_with_code_2_and_a_sentence() -> None:
+    environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MACHINE_LEARNING_REQUIRE_DEVICE": "cuda", "IMMICH_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "server"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "MACHINE_LEARNING_REQUIRE_DEVICE is cuda: The settings want the device cuda" in done.stderr
+    assert "listening" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -27,7 +27,7 @@ async def loop() -> asyncio.AbstractEventLoop:
 def queue(limits: Limits | None = None, buckets: tuple[int, ...] = Model.buckets) -> Queue:
     model = Model()
     model.buckets = buckets
-    return Queue(model, "model", Lane.BULK, limits or Limits())
+    return Queue([model], "model", Lane.BULK, limits or Limits())
 
 
 def push(q: Queue, loop: asyncio.AbstractEventLoop, item: Any, flow: str = "a", weight: int = 1) -> Waiter:
@@ -53,9 +53,9 @@ async def test_items_of_one_flow_keep_their_order(loop: asyncio.AbstractEventLoo
     q = queue()
     for item in range(10):
         push(q, loop, item)
-    assert [waiter.item for waiter in q.cut()] == list(range(8))
-    assert [waiter.item for waiter in q.cut()] == [8, 9]
-    assert q.cut() == []
+    assert [waiter.item for waiter in q.cut(0)] == list(range(8))
+    assert [waiter.item for waiter in q.cut(0)] == [8, 9]
+    assert q.cut(0) == []
 
 
 async def test_flows_take_turns_so_a_thousand_items_do_not_starve_ten(loop: asyncio.AbstractEventLoop) -> None:
@@ -64,7 +64,7 @@ async def test_flows_take_turns_so_a_thousand_items_do_not_starve_ten(loop: asyn
         push(q, loop, ("many", item), flow="many")
     for item in range(10):
         push(q, loop, ("few", item), flow="few")
-    first_20 = [waiter.item for _ in range(3) for waiter in q.cut()][:20]
+    first_20 = [waiter.item for _ in range(3) for waiter in q.cut(0)][:20]
     assert [item for item in first_20 if item[0] == "few"] == [("few", i) for i in range(10)]
     assert [item for item in first_20 if item[0] == "many"] == [("many", i) for i in range(10)]
 
@@ -77,7 +77,7 @@ async def test_what_nobody_awaits_is_dropped_with_its_item(loop: asyncio.Abstrac
         q.drop(waiter)
     assert (q.items, q.weight) == (4, 40)
     assert [waiter.item for waiter in waiters] == [None, 1, None, 3, None, 5, None, 7]
-    assert sorted(waiter.item for waiter in q.cut()) == [1, 3, 5, 7]
+    assert sorted(waiter.item for waiter in q.cut(0)) == [1, 3, 5, 7]
     assert (q.items, q.weight) == (0, 0)
 
 
@@ -85,16 +85,16 @@ async def test_a_queue_of_dropped_items_only_is_empty(loop: asyncio.AbstractEven
     q = queue()
     for waiter in [push(q, loop, item) for item in range(20)]:
         q.drop(waiter)
-    assert q.cut() == []
+    assert q.cut(0) == []
     assert (q.items, q.weight) == (0, 0)
     late = push(q, loop, "late")
-    assert q.cut() == [late]
+    assert q.cut(0) == [late]
 
 
 async def test_an_item_in_a_batch_is_no_longer_the_queue_s_to_drop(loop: asyncio.AbstractEventLoop) -> None:
     q = queue()
     waiter = push(q, loop, "item")
-    assert q.cut() == [waiter]
+    assert q.cut(0) == [waiter]
     q.drop(waiter)
     assert (waiter.item, q.items, q.weight) == ("item", 0, 0)
 
@@ -103,20 +103,20 @@ async def test_a_batch_is_bounded_by_weight_but_one_heavy_item_always_goes(loop:
     q = queue(Limits(batch_weight=10))
     for item, weight in enumerate([25, 4, 4, 4, 1]):
         push(q, loop, item, weight=weight)
-    assert [[waiter.item for waiter in q.cut()] for _ in range(3)] == [[0], [1, 2], [3, 4]]
+    assert [[waiter.item for waiter in q.cut(0)] for _ in range(3)] == [[0], [1, 2], [3, 4]]
 
 
 async def test_a_batch_is_full_by_count_or_by_weight(loop: asyncio.AbstractEventLoop) -> None:
     by_count, by_weight = queue(), queue(Limits(batch_weight=10))
     for item in range(7):
         push(by_count, loop, item)
-        assert not by_count.is_full_batch()
+        assert not by_count.is_full_batch(0)
     push(by_count, loop, 7)
-    assert by_count.is_full_batch()
+    assert by_count.is_full_batch(0)
     push(by_weight, loop, 0, weight=9)
-    assert not by_weight.is_full_batch()
+    assert not by_weight.is_full_batch(0)
     push(by_weight, loop, 1)
-    assert by_weight.is_full_batch()
+    assert by_weight.is_full_batch(0)
 
 
 async def test_room_ends_by_count_and_says_when_to_come_again(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,10 +1,12 @@
 """Every setting: its variable, its default, its meaning."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from engines.engine import BackendName, Precision
 from server.settings import REPLACED, Settings, advice, variable
 
 
@@ -29,6 +31,15 @@ def test_every_setting_has_a_sentence_and_a_variable_of_ours() -> None:
         ("MACHINE_LEARNING_MODEL_INTRA_OP_THREADS", "5", "model_intra_op_threads", 5),
         ("MACHINE_LEARNING_DEVICE_IDS", "0,1", "device_ids", (0, 1)),
         ("MACHINE_LEARNING_DEVICE_IDS", "2", "device_ids", (2,)),
+        ("MACHINE_LEARNING_DEVICE", "cuda", "device", "cuda"),
+        ("MACHINE_LEARNING_REQUIRE_DEVICE", "cuda", "require_device", "cuda"),
+        ("MACHINE_LEARNING_REQUIRE_DEVICE", "", "require_device", ""),
+        ("MACHINE_LEARNING_ENGINE", "openvino", "engine", "openvino"),
+        ("MACHINE_LEARNING_ENGINE", "", "engine", "auto"),
+        ("MACHINE_LEARNING_PRECISION", "bfloat16", "precision", "bfloat16"),
+        ("MACHINE_LEARNING_BUILD", "background", "build", "background"),
+        ("MACHINE_LEARNING_STREAMS", "2", "streams", 2),
+        ("MACHINE_LEARNING_OPENVINO_HINT", "throughput", "openvino_hint", "throughput"),
         ("MACHINE_LEARNING_UNTRAINED", "true", "untrained", True),
         ("MACHINE_LEARNING_FACE_ALIAS", "", "face_alias", ""),
         ("MACHINE_LEARNING_MODEL_TTL", "", "model_ttl", 300),
@@ -55,6 +66,12 @@ def test_the_cache_folder_is_in_the_home_of_the_user(monkeypatch: pytest.MonkeyP
         ("MACHINE_LEARNING_MIN_FACE", "5"),
         ("MACHINE_LEARNING_CLIP_RESIZE", "stretch"),
         ("MACHINE_LEARNING_DEVICE_IDS", "first"),
+        ("MACHINE_LEARNING_ENGINE", "onnx"),
+        ("MACHINE_LEARNING_PRECISION", "float8"),
+        ("MACHINE_LEARNING_BUILD", "always"),
+        ("MACHINE_LEARNING_DEVICE", "cuda:0"),
+        ("MACHINE_LEARNING_REQUIRE_DEVICE", "auto"),
+        ("MACHINE_LEARNING_STREAMS", "-1"),
         ("MACHINE_LEARNING_DEVICE_IDS", "-1"),
         ("MACHINE_LEARNING_MAX_BODY_MB", "nan"),
         ("MACHINE_LEARNING_MAX_BODY_MB", "inf"),
@@ -101,3 +118,8 @@ def test_a_misspelt_setting_is_told_its_name_and_others_are_left_alone() -> None
         "MACHINE_LEARNING_MODEL_TLL is not a setting: did you mean MACHINE_LEARNING_MODEL_TTL?"
     ]
     assert advice({variable(field): "1" for field in Settings.model_fields}) == []
+
+
+def test_the_engines_that_can_be_set_are_those_that_there_are() -> None:
+    for field, known in (("engine", BackendName), ("precision", Precision)):
+        assert get_args(Settings.model_fields[field].annotation) == ("auto", *get_args(known))

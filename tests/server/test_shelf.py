@@ -5,14 +5,15 @@ import gc
 import sys
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from engines import catalog
 from engines.model import Kind
 from server.batcher import Closed
-from server.shelf import Part, Shelf, in_thread
-from tests.server.fakes import FakeEngines
+from server.shelf import Part, Shelf, devices, in_thread
+from tests.server.fakes import FakeEngines, FakeModel, unit
 
 DEMO, B32 = catalog.clip("demo"), catalog.clip("ViT-B-32__openai")
 
@@ -175,6 +176,116 @@ async def test_texts_are_interactive_and_pictures_bulk(shelf: Shelf) -> None:
         async with shelf.use(part(kind)) as loaded:
             lanes[kind] = loaded.queue.lane.value
     assert lanes == {"visual": "bulk", "textual": "interactive"}
+
+
+class Replicas(FakeEngines):
+    """A load of one replica on each of `names`."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+
+    def load(self, part: Part) -> tuple[FakeModel, ...]:
+        return tuple(on(name, super(Replicas, self).load(part)[0]) for name in self.names)
+
+
+def on(device: str, model: FakeModel) -> FakeModel:
+    model.info = replace(model.info, device=device)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [(("cpu",), "cpu"), (("cuda:0",), "cuda:0"), (("cuda:0", "cuda:1"), "cuda:0+1"), (("xpu:1", "cpu"), "xpu:1+cpu")],
+)
+def test_devices_have_a_short_name(names: tuple[str, ...], short: str) -> None:
+    assert devices([on(name, FakeModel("visual", "demo")) for name in names]) == short
+
+
+async def test_replicas_share_a_queue_and_count_with_all_their_weights() -> None:
+    engines = Replicas("cuda:0", "cuda:1")
+    shelf = Shelf(engines.load, engines.release, budget=3000)
+    async with shelf.use(part()) as loaded:
+        assert len(loaded.models) == 2
+        assert loaded.bytes == 2000
+        await asyncio.gather(*(loaded.scheduler.submit(loaded.queue, ("image", i)) for i in range(50)))
+    await use(shelf, part("textual"))
+    assert [loaded.part for loaded in shelf.loaded()] == [part("textual")]
+    assert [(scheduler.name, scheduler.alive) for scheduler in shelf.schedulers()] == [("cuda:0+1", True)]
+    assert await shelf.close(grace=5)
+
+
+async def test_another_model_takes_the_place_of_one_in_use(shelf: Shelf, engines: FakeEngines) -> None:
+    async with shelf.use(part()) as loaded:
+        old = engines.models.pop(("visual", "demo"))
+        old.gate.clear()
+        running = loaded.scheduler.submit(loaded.queue, ("image", 1))
+        assert await asyncio.to_thread(old.running.acquire, timeout=20)
+        waiting = loaded.scheduler.submit(loaded.queue, ("image", 2))
+        new = FakeModel("visual", "demo", size=5)
+        swapping = asyncio.create_task(shelf.swap(part(), [new]))
+        await asyncio.sleep(0)
+        assert loaded.model is new, "who holds it prepares with the new one at once"
+        assert engines.released == 0
+        old.gate.set()
+        results = await asyncio.gather(running, waiting)
+        assert [result.tolist() for result in results] == [unit(("image", i)).tolist() for i in (1, 2)]
+        assert await swapping
+        assert (old.batches, new.batches) == ([1], [1])
+        assert (engines.released, loaded.bytes) == (1, 5)
+        trace = weakref.ref(old)
+        del old
+        gc.collect()
+        assert trace() is None
+    await asyncio.sleep(0.002)
+    await shelf.unload_idle()
+    assert shelf.loaded() == []
+
+
+async def test_what_is_not_in_memory_is_not_swapped(shelf: Shelf, engines: FakeEngines) -> None:
+    assert not await shelf.swap(part(), [FakeModel("visual", "demo")])
+    assert (shelf.loaded(), engines.released) == ([], 0)
+
+
+async def test_on_another_device_what_waits_is_still_computed_where_it_waits(
+    shelf: Shelf, engines: FakeEngines
+) -> None:
+    async with shelf.use(part()) as loaded:
+        old = engines.models["visual", "demo"]
+        old.gate.clear()
+        running = loaded.scheduler.submit(loaded.queue, ("image", 1))
+        assert await asyncio.to_thread(old.running.acquire, timeout=20)
+        waiting = loaded.scheduler.submit(loaded.queue, ("image", 2))
+        new = on("xpu:0", FakeModel("visual", "demo"))
+        swapping = asyncio.create_task(shelf.swap(part(), [new]))
+        await asyncio.sleep(0)
+        assert loaded.scheduler.name == "xpu:0"
+        await loaded.scheduler.submit(loaded.queue, ("image", 3))
+        assert not swapping.done()
+        old.gate.set()
+        await asyncio.gather(running, waiting)
+        assert await swapping
+    assert (old.batches, new.batches) == ([1, 1], [1])
+
+
+async def test_a_larger_model_that_takes_a_place_makes_room(engines: FakeEngines) -> None:
+    shelf = Shelf(engines.load, engines.release, budget=2500)
+    await shelf.preload([part("textual")])
+    await use(shelf, part("visual"))
+    await use(shelf, part("visual", B32))
+    await use(shelf, part("visual"))
+    assert await shelf.swap(part("visual"), [FakeModel("visual", "demo", size=1500)])
+    assert [loaded.part for loaded in shelf.loaded()] == [part("textual"), part("visual")], "preloaded ones stay"
+    assert await shelf.close(grace=5)
+
+
+async def test_whatever_is_loaded_is_told(engines: FakeEngines) -> None:
+    told: list[Part] = []
+    shelf = Shelf(engines.load, engines.release, placed=lambda loaded: told.append(loaded.part))
+    for _ in range(2):
+        await use(shelf, part())
+    assert told == [part()]
+    assert await shelf.close(grace=5)
 
 
 async def test_models_of_one_device_share_a_scheduler(shelf: Shelf) -> None:

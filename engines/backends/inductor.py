@@ -1,0 +1,218 @@
+"""AOTInductor: a network exported, compiled to a library ahead of time, and saved as one package.
+
+The code is C++ for a processor and Triton for a GPU, so building needs a C++ compiler; loading needs none. On a GPU the
+launches of a batch are recorded once per shape as a CUDA graph and then replayed: small batches wait for launches more
+than for arithmetic.
+
+A package is an archive with a library and its constants. The loader is PyTorch's C++ one, which unpacks it to the
+folder for temporary files and opens the library there (so that folder must allow execution). Exported programs and
+weights beside it would be unpickled by Python on the way; `load` refuses a package that holds any.
+"""
+
+import logging
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._inductor import aoti_compile_and_package, aoti_load_package, config
+from torch._inductor.utils import fresh_cache
+from torch.export import ExportedProgram
+
+from engines import export
+from engines.engine import BackendName, Precision, Spec
+from engines.errors import ArtefactBroken, BuildFailed
+
+log = logging.getLogger(__name__)
+
+OPTIONS = {
+    "freezing": True,  # weights become constants, laid out as the kernels want them
+    "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not as it had when it was built
+    "aot_inductor.precompile_headers": False,  # kept for a next build in a folder that outlives this one
+}
+MOST_RECORDINGS = 48  # the buckets 1 to 32 at eight lengths: what comes in more shapes is not recorded
+FOLDED = {getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
+LIBRARY_FOLDER = "data/aotinductor/"  # where an archive keeps what is compiled
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The launches for one shape: `replay` reads `inputs` and writes `output`, always in the same memory."""
+
+    inputs: Tensor
+    output: Tensor
+    replay: Callable[[], None]
+
+
+class Inductor:
+    """A compiled network. `run` computes a batch on the device; `record`, if given, records it for one shape.
+
+    Recorded are the buckets, where at most one size is free: texts come in few lengths, pictures in all sizes.
+    """
+
+    backend: BackendName = "inductor"
+
+    def __init__(
+        self, run: Callable[[Tensor], Tensor], spec: Spec, record: Callable[[Tensor], Recording] | None = None
+    ) -> None:
+        self.precision: Precision = spec.precision
+        self.device = spec.device
+        self._run = run
+        self._spec = spec
+        self._record = record if len(spec.free) <= 1 else None
+        self._recordings: dict[torch.Size, Recording | None] = {}
+
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Compute `batch`; raises ValueError if it is not as the spec says, since compiled code would not look."""
+        _check(batch, self._spec)
+        recording = self._recording_for(batch)
+        if recording is None:
+            return self._run(_laid_out(batch, self.device))
+        recording.inputs.copy_(batch, non_blocking=True)
+        recording.replay()
+        return recording.output.clone()  # the next replay writes to the same place
+
+    def _recording_for(self, batch: Tensor) -> Recording | None:
+        shape = batch.shape
+        if self._record is None or shape[0] not in self._spec.buckets:
+            return None
+        if shape not in self._recordings and len(self._recordings) < MOST_RECORDINGS:
+            try:
+                self._recordings[shape] = self._record(_laid_out(batch, self.device))
+            except RuntimeError as error:  # what CUDA raises
+                log.warning(
+                    "%s runs without a CUDA graph at %s: %s", self._spec.network, tuple(shape), _first_line(error)
+                )
+                self._recordings[shape] = None
+        return self._recordings.get(shape)
+
+
+class Recorder:
+    """Records a function of one tensor on a GPU. All recordings share memory for what lies between input and output.
+
+    Sharing is safe since they are replayed one after another, on the stream of the caller.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        self._run = run
+        self._device = device
+        cuda: Any = torch.cuda  # most of it has no types
+        self._stream = cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: Tensor) -> Recording:
+        """Record the launches for the shape of `batch`, on the device; raises RuntimeError if CUDA refuses."""
+        with torch.cuda.device(self._device):
+            inputs = batch.clone()
+            # What is made on first use (handles, workspaces) cannot be made while recording.
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._run(inputs)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local": another thread may allocate meanwhile, for another model.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                output = self._run(inputs)
+        return Recording(inputs, output, graph.replay)
+
+
+def available(device: torch.device, precision: Precision) -> str | None:
+    """Return None, or one sentence that says why AOTInductor cannot build for `precision` on `device`."""
+    compiler = config.cpp.cxx[1]
+    if shutil.which(compiler) is None:
+        return f"AOTInductor needs a C++ compiler to build, and there is no {compiler}: install it (Debian: g++)."
+    return export.refusal(device, precision)
+
+
+def build(module: nn.Module, spec: Spec, folder: Path) -> None:
+    """Export and compile `module` into `folder`; raises BuildFailed."""
+    try:
+        program = export.exported(export.lowered(module, spec.precision).to(spec.device), spec)
+        _name_numbers(program)
+        # Compilers write their caches into the folder, where they are found and removed with it if this process dies.
+        with tempfile.TemporaryDirectory(dir=folder) as caches, fresh_cache(dir=caches), warnings.catch_warnings():
+            # The compiler itself calls a part of torch that torch calls deprecated.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+            with torch.no_grad():
+                aoti_compile_and_package(program, package_path=str(_file(spec, folder)), inductor_configs=dict(OPTIONS))
+    except Exception as error:  # the exporter runs the network's code, the compiler another process: any error may come
+        raise BuildFailed(f"AOTInductor cannot compile {spec.network}: {_first_line(error)}") from error
+
+
+def load(module: nn.Module, spec: Spec, folder: Path) -> Inductor:
+    """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
+    file = _file(spec, folder)
+    try:
+        _refuse_pickles(file)
+        # One runner without its own events between runs, which a CUDA graph could not hold.
+        package = aoti_load_package(str(file), run_single_threaded=True, device_index=_index(spec.device))
+    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        raise ArtefactBroken(f"{file} cannot be loaded, build it anew: {_first_line(error)}") from error
+
+    def run(batch: Tensor) -> Tensor:
+        output: Tensor = package(batch)
+        return output
+
+    return Inductor(run, spec, Recorder(run, spec.device) if spec.device.type == "cuda" else None)
+
+
+def _name_numbers(program: ExportedProgram) -> None:
+    """Write the numbers in sums and products of `program` as tensors.
+
+    Freezing folds a number behind a convolution into its weights, and keeps all of a network's under one name: the last
+    one would count for all (the sources of torch 2.8 and 2.12 agree). Tensors get names of their own.
+    """
+    graph = program.graph
+    for node in graph.nodes:
+        if node.target in FOLDED and isinstance(node.args[1], float):
+            with graph.inserting_before(node):
+                # float32 without dimensions changes no type: the result has that of the other operand.
+                kind = {"dtype": torch.float32, "device": node.meta["val"].device}
+                number = graph.call_function(torch.ops.aten.full.default, ([], node.args[1]), kind)
+            number.meta["val"] = node.meta["val"].new_empty((), dtype=torch.float32)
+            node.update_arg(1, number)
+    program.graph_module.recompile()
+
+
+def _index(device: torch.device) -> int:
+    return -1 if device.index is None else device.index  # -1 is the current GPU, or a processor
+
+
+def _refuse_pickles(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        inside = [name.partition("/")[2] for name in archive.namelist()]  # behind the name of the archive
+    alien = [name for name in inside if name.startswith("data/") and not name.startswith(LIBRARY_FOLDER)]
+    if alien:
+        raise ValueError(f"it holds {alien[0]}, which no build puts there")
+
+
+def _check(batch: Tensor, spec: Spec) -> None:
+    bounds = {dimension: (low, high) for dimension, low, high in spec.free}
+    limits = [(1, spec.buckets[-1]), *(bounds.get(i, (size, size)) for i, size in enumerate(spec.item))]
+    fits = len(limits) == batch.ndim and all(
+        low <= size <= high for size, (low, high) in zip(batch.shape, limits, strict=True)
+    )
+    if batch.dtype != spec.dtype or not fits:
+        raise ValueError(
+            f"{spec.network} is compiled for {spec.dtype} of sizes {limits}, not for {batch.dtype} {tuple(batch.shape)}"
+        )
+
+
+def _laid_out(batch: Tensor, device: torch.device) -> Tensor:
+    """Return `batch` on `device`, by rows: compiled code takes the strides for granted."""
+    return batch.to(device, non_blocking=True).contiguous()
+
+
+def _file(spec: Spec, folder: Path) -> Path:
+    return folder / f"{spec.network}.pt2"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

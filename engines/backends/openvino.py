@@ -1,0 +1,194 @@
+"""OpenVINO: a network traced, converted and compiled for a processor or an Intel GPU.
+
+One file in float32 serves all precisions: OpenVINO casts when it compiles, which takes about a second at each load. It
+could cache what it compiled, but after the engine was published nothing may be added to its folder. Streams run parts
+of a batch at the same time, each on its share of the cores.
+
+OpenVINO itself is imported only when a function is called. Deliberately knows no networks, and not how many threads or
+streams are the fastest.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engines import export, intel, machine
+from engines.engine import BackendName, Precision, Spec
+from engines.errors import ArtefactBroken, BuildFailed
+
+jit: Any = torch.jit  # most of it has no types
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# OpenVINO keeps what it made for a shape: by default 5,000 pieces, and every photo has sizes of its own. With P-Net on
+# 1,200 different sizes that took 660 MB and still grew; with this number 80 MB, and no more after the first 500. It
+# holds all pieces of a tower in six batch sizes and three lengths.
+_SHAPES_KEPT = 256
+
+
+class OpenVino:
+    """A compiled network; it takes every batch size."""
+
+    backend: BackendName = "openvino"
+
+    def __init__(self, compiled: Callable[[], Any], spec: Spec) -> None:
+        """`compiled` makes an openvino.CompiledModel with one input and one output."""
+        self.precision = spec.precision
+        self.device = spec.device
+        self._compile = compiled
+        self._compiled = compiled()
+        self._failed = False
+        self._streams = spec.layout.streams
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Run parts of `batch` (rows, …) at the same time, one per stream; the answer is on the host.
+
+        Raises RuntimeError if a part fails, once all parts have ended.
+        """
+        if self._failed:
+            # OpenVINO was seen to take the sizes of a batch that failed for those of the next.
+            self._compiled = self._compile()
+        self._failed = True
+        answer = self._infer(batch)
+        self._failed = False
+        return answer
+
+    def _infer(self, batch: Tensor) -> Tensor:
+        openvino = intel.openvino()
+        # On a GPU of Intel the batch is on the host as well: OpenVINO copies it over.
+        parts = batch.cpu().contiguous().tensor_split(min(self._streams, len(batch)))
+        running: list[Any] = []
+        try:
+            for part in parts:
+                # New ones for each batch take 0.1 ms; kept ones would hold on to the batch until the next.
+                request = self._compiled.create_infer_request()
+                request.set_input_tensor(openvino.Tensor(part.numpy(), shared_memory=True))
+                request.start_async()
+                running.append(request)
+        finally:
+            _wait(running)
+        # The outputs are memory of the requests, which is used again: cat copies, also a single one.
+        return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request in running])
+
+
+def available(device: torch.device, precision: Precision) -> str | None:
+    """Return None, or one sentence that says why OpenVINO cannot be used for `precision` on `device`."""
+    if device.type not in ("cpu", "xpu"):
+        return f"OpenVINO runs on processors and on GPUs of Intel, not on {device.type}."
+    if precision not in _HINTS:
+        return f"This backend does not build {precision}: take float32 or bfloat16."
+    if device.type == "cpu" and precision == "float16":
+        return "OpenVINO computes float16 on GPUs of Intel alone: take bfloat16 or float32."
+    try:
+        intel.openvino()
+    except ImportError as error:
+        return f"OpenVINO cannot be imported ({error}): pip install 'facet-ml[openvino]'."
+    if device.type == "xpu" and str(device.index or 0) not in intel.gpus():
+        return (
+            f"OpenVINO sees {len(intel.gpus()) or 'no'} Intel GPU, and {device} is asked for: install Intel's compute "
+            "runtime, and give /dev/dri to the container."
+        )
+    return machine.native(precision, device)
+
+
+def build(module: nn.Module, spec: Spec, folder: Path) -> None:
+    """Trace and convert `module` into `folder`; raises BuildFailed."""
+    if (reason := available(spec.device, spec.precision)) is not None:
+        raise BuildFailed(reason)
+    openvino = intel.openvino()
+    try:
+        model = _converted(module, export.trace_input(spec))
+        sizes = [-1, *spec.item]  # -1 is any size: bounds instead save neither time nor memory
+        for dimension, _, _ in spec.free:
+            sizes[dimension + 1] = -1
+        model.reshape(sizes)
+        openvino.save_model(model, _file(spec, folder), compress_to_fp16=False)
+    except Exception as error:  # a network's own code is run by the tracer, and may raise whatever it likes
+        raise BuildFailed(f"OpenVINO cannot convert {spec.network}: {_last_line(error)}") from error
+
+
+def load(module: nn.Module, spec: Spec, folder: Path) -> OpenVino:
+    """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
+    if (reason := available(spec.device, spec.precision)) is not None:
+        raise ArtefactBroken(reason)
+    file = _file(spec, folder)
+    plugin = "CPU" if spec.device.type == "cpu" else f"GPU.{spec.device.index or 0}"
+    try:
+        return OpenVino(partial(_compiled, file, plugin, _options(spec)), spec)
+    except RuntimeError as error:  # all that OpenVINO raises here: files missing, cut off, or of another version
+        raise ArtefactBroken(f"{file} cannot be loaded, build it anew: {_last_line(error)}") from error
+
+
+def _compiled(file: Path, plugin: str, options: dict[str, object]) -> Any:
+    core = intel.openvino().Core()
+    return core.compile_model(core.read_model(file), plugin, options)
+
+
+def _options(spec: Spec) -> dict[str, object]:
+    options: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+        "PERFORMANCE_HINT": spec.layout.hint.upper(),
+        "NUM_STREAMS": spec.layout.streams,
+    }
+    if spec.device.type == "cpu":
+        options |= {
+            "INFERENCE_NUM_THREADS": spec.layout.threads or machine.cores(),
+            # Threads bound to cores would wait there for those that decode pictures, while other cores are idle.
+            "ENABLE_CPU_PINNING": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": _SHAPES_KEPT,
+        }
+    return options
+
+
+def _converted(module: nn.Module, example: Tensor) -> Any:
+    """Return `module` as an openvino.Model; it shares the weights of `module`."""
+    # What convert_model calls in the end, without its guesses at what `module` may be and its report to the makers.
+    frontend = importlib.import_module("openvino.frontend")
+    decoding = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    with torch.no_grad(), export.without_fast_path(), _quiet_tracer():
+        # Its own check would trace again and compare graphs; the gate compares results, and of other sizes.
+        traced = jit.trace(module, example, check_trace=False)
+    # A name of its own: the converter calls it without keeping it alive.
+    decoder = decoding.TorchScriptPythonDecoder(traced, example_input=(example,))
+    converter = frontend.FrontEndManager().load_by_framework("pytorch")
+    return converter.convert(converter.load(decoder))
+
+
+@contextmanager
+def _quiet_tracer() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # The tracer warns of every size that Python code looks at. The gate runs all sizes that are in use.
+        warnings.simplefilter("ignore", jit.TracerWarning)
+        # From torch 2.10 on. OpenVINO's other way in, torch.export, is newer and weak in free sizes.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        # The tracer reads all attributes of a module, also those that transformers would rather have nobody read.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def _wait(requests: Sequence[Any]) -> None:
+    """Wait until all `requests` have ended; raise what the first of those that failed did."""
+    errors = []
+    for request in requests:
+        try:
+            request.wait()
+        except RuntimeError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _file(spec: Spec, folder: Path) -> Path:
+    return folder / f"{spec.network}.xml"
+
+
+def _last_line(error: Exception) -> str:
+    """Return what went wrong: before that OpenVINO says in which lines of its source it noticed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,160 @@
+"""Which engine a model runs on, and why: the fastest one in the store that passed the gate on this device, else eager.
+
+Knows settings, store and timings. Does not know how engines are built (builder.py) or examined (parity.py); what it
+has to examine itself, eager PyTorch in a lower precision, it asks the builder for.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from engines import builder
+from engines.artefact import Manifest, Stored
+from engines.engine import Choice, Layout, Precision, Subject, host_of
+from engines.errors import ArtefactBroken, BuildFailed, EngineMissing
+from engines.key import key_for, weights_hash
+from engines.model import Config
+from engines.store import Store
+
+log = logging.getLogger(__name__)
+
+ENOUGH = 0.95  # of the best throughput: the smallest bucket that reaches it is the largest that is used
+
+
+def choose(subject: Subject, config: Config) -> Choice:
+    """Return the engines for `subject` on its device, the batch sizes to feed them with, and the reason.
+
+    Never fails for want of a built engine: eager float32 is always there.
+    """
+    if (config.engine, config.precision) == ("eager", "float32"):
+        return eager_float32(subject, "the settings ask for it")
+    store = Store(config.cache_folder / "engines")
+    weights = weights_hash(subject.networks)
+    candidates = _fitting(subject, config, store, weights)
+    remarks: list[str] = []
+    if not candidates:
+        candidates, remarks = _eager_in_lower_precisions(subject, config, store, weights)
+    while candidates:
+        best = max(candidates, key=lambda one: speedup(one.manifest, candidates))
+        ratio = speedup(best.manifest, candidates)
+        if ratio <= 1 and config.engine in ("auto", "eager") and config.precision in ("auto", "float32"):
+            remarks.append(f"faster here than the best that passed, {_words(best.manifest)} ({ratio:.2f} x)")
+            break
+        try:
+            return _load(subject, config, store, best, ratio)
+        except ArtefactBroken as error:
+            store.set_aside(best, str(error))
+            candidates.remove(best)
+    return eager_float32(subject, "; ".join([*remarks, how_to_build(subject)]))
+
+
+def eager_float32(subject: Subject, reason: str) -> Choice:
+    """Return PyTorch as it is, which needs no gate: it is what all others are held against."""
+    device = host_of(subject.device)
+    # On a GPU every new shape costs memory that the caching allocator keeps, so few shapes keep it flat.
+    buckets = subject.buckets if device.type == "cuda" else tuple(range(1, subject.buckets[-1] + 1))
+    specs = [replace(spec, device=device) for spec in subject.specs("float32", Layout(), buckets)]
+    return Choice(builder.load(subject, "eager", specs, builder.NOWHERE), buckets, reason, built=False)
+
+
+def how_to_build(subject: Subject) -> str:
+    """Return the sentence that tells a person how to get a compiled engine."""
+    return (
+        f"no compiled engine: run python -m scripts.build_engines {subject.model}, or set "
+        "MACHINE_LEARNING_BUILD=background"
+    )
+
+
+def speedup(manifest: Manifest, rivals: Sequence[Stored]) -> float:
+    """Return how many times as fast as eager float32 in the same run, over the buckets that all `rivals` have.
+
+    The geometric mean over buckets: a queue runs lone items as well as full batches, and neither may be forgotten.
+    """
+    common = set(manifest.timings).intersection(*(rival.manifest.timings for rival in rivals))
+    logs = [math.log(manifest.timings[bucket] / manifest.reference_timings[bucket]) for bucket in common]
+    return math.exp(sum(logs) / len(logs))
+
+
+def useful(timings: Mapping[int, float]) -> tuple[int, ...]:
+    """Return the buckets worth filling: up to the smallest one that reaches ENOUGH of the best items per second.
+
+    Beyond that a larger batch only makes others wait longer.
+    """
+    enough = ENOUGH * max(timings.values())
+    largest = min(bucket for bucket, rate in timings.items() if rate >= enough)
+    return tuple(sorted(bucket for bucket in timings if bucket <= largest))
+
+
+def _fitting(subject: Subject, config: Config, store: Store, weights: str) -> list[Stored]:
+    """Return what may be used here; tell in the log of each engine that was built for something else."""
+    fitting = []
+    for stored in store.all():
+        key = stored.manifest.key
+        if (key.model, key.kind) != (subject.model, subject.kind) or not _allowed(stored.manifest, config):
+            continue
+        if differences := _differences(subject, stored.manifest, weights):
+            log.warning(
+                "%s (%s): the engine %s is not used. %s",
+                subject.model,
+                subject.kind,
+                _words(stored.manifest),
+                "; ".join(differences),
+            )
+        else:
+            fitting.append(stored)
+    return fitting
+
+
+def _allowed(manifest: Manifest, config: Config) -> bool:
+    key = manifest.key
+    if config.engine not in ("auto", key.backend):
+        return False
+    if config.precision == "auto":
+        # What int8 loses depends on the weights: a gate that was passed by random ones says nothing of real ones.
+        return key.precision != "int8" or not manifest.untrained
+    return config.precision == key.precision
+
+
+def _differences(subject: Subject, manifest: Manifest, weights: str) -> list[str]:
+    key = manifest.key
+    specs = subject.specs(key.precision, Layout(), sorted(manifest.timings))
+    try:
+        return key.differences(key_for(subject, key.backend, key.precision, subject.device, specs, weights))
+    except EngineMissing as error:  # its libraries are not installed
+        return [str(error)]
+
+
+def _load(subject: Subject, config: Config, store: Store, stored: Stored, ratio: float) -> Choice:
+    """Raises ArtefactBroken."""
+    manifest = stored.manifest
+    key = manifest.key
+    store.verify(stored)
+    layout = Layout(config.threads, config.streams or manifest.layout.streams, config.hint)
+    specs = subject.specs(key.precision, layout, sorted(manifest.timings))
+    engines = builder.load(subject, key.backend, specs, stored.folder)
+    reason = f"{ratio:.1f} x eager float32 here, lowest cosine to it {manifest.report.lowest_cosine:.5f}"
+    if key.backend == "eager":
+        return Choice(engines, useful(manifest.timings), f"{reason}; {how_to_build(subject)}", built=False)
+    return Choice(engines, useful(manifest.timings), reason, built=True)
+
+
+def _eager_in_lower_precisions(
+    subject: Subject, config: Config, store: Store, weights: str
+) -> tuple[list[Stored], list[str]]:
+    """Return eager PyTorch in the precisions that the settings allow and that pass, and why the others do not."""
+    passed: list[Stored] = []
+    remarks = []
+    wanted: Sequence[Precision] = ("bfloat16", "float16") if config.precision == "auto" else (config.precision,)
+    for precision in wanted:
+        if precision in ("float32", "int8"):
+            continue
+        try:
+            passed.append(builder.build(subject, "eager", precision, store, builder.BRIEF, weights=weights))
+        except BuildFailed as error:
+            remarks.append(f"not {precision}: {str(error).rstrip('.')}")
+    return passed, remarks
+
+
+def _words(manifest: Manifest) -> str:
+    return f"{manifest.key.backend} {manifest.key.precision}"

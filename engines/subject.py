@@ -1,0 +1,192 @@
+"""What is built, examined and stored as one: a network that turns rows into vectors, or the detector's three.
+
+Knows how each sort is held against eager float32 and timed. Does not know how engines are made, nor where they are
+kept.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engines import mtcnn, parity, samples
+from engines.engine import MAX_BATCH, Choice, Engine, Layout, Network, Precision, Spec, Subject, host_of, powers_of_two
+from engines.fitting import Fitting
+from engines.model import Info, Kind
+from engines.parity import Report
+from engines.transfer import Transfer
+
+PICTURES_AT_ONCE = 8  # more do not run faster on a CPU, and the tables of eight large photos fill a gigabyte
+SCORE = 0.7  # what a face must exceed where a detector is examined
+# Crops come in any number: 1, 2, 3, 4, 6, 8, 12, … keep the padding below a third.
+CROP_BUCKETS = tuple(sorted({*powers_of_two(mtcnn.CROPS_AT_ONCE), *(3 << i for i in range(8))}))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Some of the inputs in the shape in which the server runs them, as texts that are cut to a length."""
+
+    label: str
+    rows: tuple[int, ...]
+    inputs: Tensor  # (len(rows), …)
+
+
+class Vectors:
+    """One network that turns rows into vectors: a tower, or the recogniser."""
+
+    buckets = powers_of_two(MAX_BATCH)
+
+    def __init__(
+        self,
+        model: str,
+        kind: Kind,
+        network: Network,
+        inputs: Tensor,
+        cuts: Sequence[Cut],
+        preparation: str,
+        untrained: bool,
+        device: torch.device,
+    ) -> None:
+        """`inputs` (N, *item) are real ones, in full; `cuts` are those that fit shorter shapes, the shortest first."""
+        self.model = model
+        self.kind = kind
+        self.networks: tuple[Network, ...] = (network,)
+        self.preparation = preparation
+        self.untrained = untrained
+        self.device = device
+        self._inputs = inputs
+        self._cuts = (*cuts, Cut("in full", tuple(range(len(inputs))), inputs))
+
+    @cached_property
+    def expected(self) -> Tensor:
+        """What eager float32 says to all inputs in full, one by one: (N, dim)."""
+        (module,) = _in_float32(self.networks, self.device)
+        with torch.inference_mode():
+            return torch.cat([module(row.to(host_of(self.device))[None]).cpu() for row in self._inputs])
+
+    def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
+        """Return what to build, for batches of `buckets` rows."""
+        return (self.networks[0].spec(precision, self.device, layout, tuple(buckets)),)
+
+    def examine(self, engines: Sequence[Engine], precision: Precision, buckets: Sequence[int]) -> Report:
+        """Hold the engine against eager float32 in every shape that the server uses."""
+        run = Fitting(engines[0], buckets)
+        return parity.worst(
+            {
+                cut.label: parity.examine(self.expected[list(cut.rows)], run, cut.inputs, buckets, precision)
+                for cut in self._cuts
+            }
+        )
+
+    def batch(self, engines: Sequence[Engine], items: int) -> Callable[[], object]:
+        """Return a function that runs `items` rows of the shortest shape to the end."""
+        inputs = self._cuts[0].inputs.numpy()
+        rows = [inputs[i % len(inputs)] for i in range(items)]
+        engine = Fitting(engines[0], (items,))
+        transfer = Transfer(host_of(self.device), (items,))
+        return lambda: transfer.run(engine, transfer.upload(rows))
+
+
+class Stages:
+    """P-, R- and O-Net, which find the same faces together or not at all."""
+
+    model = "mtcnn"
+    kind: Kind = "detection"
+    preparation = "a pyramid and crops of the picture by area means"
+    untrained = False
+    buckets = powers_of_two(PICTURES_AT_ONCE)
+    min_face = 20  # of a picture that is examined or timed: the hardest that is usual
+
+    def __init__(self, stages: Sequence[mtcnn.Stage], device: torch.device) -> None:
+        self.device = device
+        self._pictures = samples.crowds()
+        names = ("proposal", "refine", "output")
+        sides = (None, mtcnn.REFINE_SIZE, mtcnn.OUTPUT_SIZE)
+        self.networks = tuple(
+            _proposal(stage) if side is None else _crops(name, stage, side)
+            for name, stage, side in zip(names, stages, sides, strict=True)
+        )
+
+    @cached_property
+    def expected(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """The faces that eager float32 finds, picture by picture."""
+        proposal, refine, output = _in_float32(self.networks, self.device)
+        return self._singly(mtcnn.Nets(proposal, refine, output, host_of(self.device)))
+
+    def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
+        """Return what to build of each stage; the number of pictures in a batch changes nothing of it."""
+        rows = ((1,), CROP_BUCKETS, CROP_BUCKETS)
+        return tuple(
+            network.spec(precision, self.device, layout, own) for network, own in zip(self.networks, rows, strict=True)
+        )
+
+    def examine(self, engines: Sequence[Engine], precision: Precision, buckets: Sequence[int]) -> Report:
+        """Hold the three against eager float32: the same faces, picture by picture and all in one batch."""
+        nets = detector_nets(engines)
+        scores = [SCORE] * len(self._pictures)
+        together = mtcnn.detect(nets, self._pictures, scores, self.min_face)
+        return parity.examine_faces(self.expected, self._singly(nets), together)
+
+    def batch(self, engines: Sequence[Engine], items: int) -> Callable[[], object]:
+        """Return a function that looks for faces in `items` copies of a picture with many."""
+        nets = detector_nets(engines)
+        return lambda: mtcnn.detect(nets, [self._pictures[1]] * items, [SCORE] * items, self.min_face)
+
+    def _singly(self, nets: mtcnn.Nets) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        return [face for picture in self._pictures for face in mtcnn.detect(nets, [picture], [SCORE], self.min_face)]
+
+
+def info_of(subject: Subject, choice: Choice, remark: str = "") -> Info:
+    """Return what a model that runs on `choice` tells of itself; `remark` is added to the reason."""
+    first = choice.engines[0]
+    tensors = [t for network in subject.networks for t in (*network.module.parameters(), *network.module.buffers())]
+    return Info(
+        name=subject.model,
+        kind=subject.kind,
+        device=str(first.device),
+        backend=first.backend,
+        precision=first.precision,
+        reason="; ".join(part for part in (choice.reason, remark) if part),
+        untrained=subject.untrained,
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        built=choice.built,
+    )
+
+
+def detector_nets(engines: Sequence[Engine]) -> mtcnn.Nets:
+    """Return the engines of P-, R- and O-Net as the detector takes them: compiled ones get few numbers of crops."""
+    proposal, refine, output = engines
+    device = host_of(refine.device)
+    if refine.backend == "eager" and device.type == "cpu":  # takes any number as it is
+        return mtcnn.Nets(proposal, refine, output, device)
+    return mtcnn.Nets(Fitting(proposal, (1,)), Fitting(refine, CROP_BUCKETS), Fitting(output, CROP_BUCKETS), device)
+
+
+def _in_float32(networks: Sequence[Network], device: torch.device) -> list[nn.Module]:
+    """Return the networks where they are compared: on a GPU of CUDA as copies, else as they are."""
+    if device.type != "cuda":
+        return [network.module for network in networks]
+    return [deepcopy(network.module).to(device) for network in networks]
+
+
+def _proposal(stage: mtcnn.Stage) -> Network:
+    picture = samples.crowds()[0]
+    levels = torch.from_numpy(picture[:96, :120]).permute(2, 0, 1)[None].float()
+    return Network(
+        name="proposal",
+        module=stage,
+        item=(3, 96, 120),
+        dtype=torch.float32,
+        example=torch.cat([levels, levels.flip(3)]),
+        free=((1, mtcnn.PROPOSAL_CELL, 65_536), (2, mtcnn.PROPOSAL_CELL, 65_536)),
+    )
+
+
+def _crops(name: str, stage: mtcnn.Stage, side: int) -> Network:
+    faces = torch.from_numpy(samples.faces(side)[:2]).permute(0, 3, 1, 2).float()
+    return Network(name=name, module=stage, item=(3, side, side), dtype=torch.float32, example=faces)

@@ -1,0 +1,73 @@
+"""One batch on its way: which replica computes it, who waits for it, and how a failure finds the guilty item.
+
+Knows neither threads nor in what order batches are cut: the scheduler of batcher.py does.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.queue import BatchModel, Queue, Waiter
+
+log = logging.getLogger(__name__)
+
+Outcome = tuple[Any, Exception | None]  # a result, or None and the error
+
+
+class WrongCount(Exception):
+    """A model returned another number of results than it was given items."""
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Items of one queue that ride together. `model` stays the one that cut them, whatever becomes of the queue."""
+
+    queue: Queue
+    model: BatchModel
+    waiters: list[Waiter]
+    items: list[Any]  # of the waiters when they were cut: who hangs up later does not empty a batch
+    collated: Any = None  # None: not yet
+
+    def collate(self) -> None:
+        """Put the items together, ahead of `compute`; raises what the model raises."""
+        self.collated = self.model.collate(self.items)
+
+    def compute(self) -> list[Outcome]:
+        """Run the batch, on failure its halves; return a result or an error for each item."""
+        return _compute(self.model, self.items, self.collated)
+
+
+def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> list[Outcome]:
+    try:
+        results = model.run(model.collate(items) if collated is None else collated)
+        if len(results) != len(items):
+            raise WrongCount(f"{len(results)} results for {len(items)} items")
+    except Exception as error:  # a model may raise anything: whoever waits for the guilty item is told
+        log.warning("a batch of %d failed: %s", len(items), error, exc_info=len(items) == 1)
+        if len(items) == 1:
+            # Python forbids to raise StopIteration through a future.
+            told = RuntimeError("the model raised StopIteration") if isinstance(error, StopIteration) else error
+            return [(None, told)]
+    else:
+        return [(result, None) for result in results]
+    half = len(items) // 2
+    return _compute(model, items[:half]) + _compute(model, items[half:])
+
+
+def deliver(waiters: Sequence[Waiter], outcomes: Sequence[Outcome]) -> None:
+    """Give each waiter its result or its error. Runs on the event loop."""
+    for waiter, (result, error) in zip(waiters, outcomes, strict=True):
+        if waiter.future.done():  # cancelled while the batch ran
+            continue
+        if error is None:
+            waiter.future.set_result(result)
+        else:
+            waiter.future.set_exception(error)
+
+
+def fail(waiters: Sequence[Waiter], error: Exception) -> None:
+    """Give `error` to all. Runs on the event loop."""
+    for waiter in waiters:
+        if not waiter.future.done():
+            waiter.future.set_exception(error)

@@ -1,0 +1,251 @@
+"""AOTInductor packages compute what eager does at all sizes, and CUDA graphs are kept and replayed as they should.
+
+Compiling takes half a minute each, so three networks are compiled for all tests.
+"""
+
+import logging
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engines.backends import inductor
+from engines.backends.inductor import Inductor, Recorder, Recording
+from engines.engine import Precision, Spec
+from engines.errors import ArtefactBroken, BuildFailed
+from tests.engines.backends.networks import assert_engine_equals, assert_untouched, in_fresh_process, state_of
+from tests.engines.backends.small_networks import CPU, Free, Sample, proposal_stage, spec_of, text_tower
+
+
+@dataclass(frozen=True)
+class Built:
+    module: nn.Module
+    before: dict[str, Tensor]
+    spec: Spec
+    folder: Path
+
+
+def built(sample: Sample, precision: Precision, largest: int, folder: Path) -> Built:
+    module, example, free = sample
+    spec = spec_of(example, precision, largest, free)
+    before = state_of(module)
+    inductor.build(module, spec, folder)
+    return Built(module, before, spec, folder)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return built(text_tower(), "bfloat16", 8, tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def proposal(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    module, example, _ = proposal_stage()
+    # No map of P-Net is one wide: the pyramid ends at 13 pixels.
+    return built((module, example, ((1, 13, 40), (2, 13, 60))), "float32", 1, tmp_path_factory.mktemp("proposal"))
+
+
+class Branches(nn.Module):
+    """Convolutions with a number behind each, as in InceptionResnetV1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.body = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        for convolution, scale in zip(self.body, (0.17, 0.9, 3.0), strict=True):
+            maps = convolution(maps) * scale + maps
+        return maps.mean((2, 3))
+
+
+@pytest.fixture(scope="session")
+def branches(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    maps = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    sample = (Branches().eval().requires_grad_(False), maps, ())
+    return built(sample, "float32", 8, tmp_path_factory.mktemp("branches"))
+
+
+@pytest.mark.parametrize("name", ["text", "proposal", "branches"])
+def test_it_computes_what_the_network_computes(name: str, request: pytest.FixtureRequest) -> None:
+    network: Built = request.getfixturevalue(name)
+    assert [file.name for file in network.folder.iterdir()] == ["network.pt2"]  # no caches are left
+    engine = inductor.load(nn.Identity(), network.spec, network.folder)
+    assert_engine_equals(engine, network.module, network.spec)
+    assert_untouched(network.module, network.before)
+
+
+def test_rows_that_lie_otherwise_in_memory_are_the_same_rows(proposal: Built) -> None:
+    engine = inductor.load(nn.Identity(), proposal.spec, proposal.folder)
+    levels = proposal.spec.example[:1]
+    assert torch.equal(engine(levels.to(memory_format=torch.channels_last)), engine(levels))
+
+
+def test_it_loads_in_another_process(proposal: Built, tmp_path: Path) -> None:
+    levels = proposal.spec.example[:1, :, :31, :44]
+    there = in_fresh_process("inductor", proposal.spec, proposal.folder, levels, tmp_path)
+    assert torch.equal(there, inductor.load(nn.Identity(), proposal.spec, proposal.folder)(levels))
+
+
+def test_a_broken_package_is_told(proposal: Built, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactBroken, match=r"network\.pt2 cannot be loaded, build it anew"):
+        inductor.load(nn.Identity(), proposal.spec, tmp_path)
+    whole = (proposal.folder / "network.pt2").read_bytes()
+    (tmp_path / "network.pt2").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtefactBroken, match=r"network\.pt2 cannot be loaded, build it anew"):
+        inductor.load(nn.Identity(), proposal.spec, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data/models/model.json", "data/weights/weight_0", "data/constants/tensor_0"])
+def test_a_package_with_something_to_unpickle_is_refused(name: str, proposal: Built, tmp_path: Path) -> None:
+    package = tmp_path / "network.pt2"
+    package.write_bytes((proposal.folder / "network.pt2").read_bytes())
+    with zipfile.ZipFile(package, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ArtefactBroken, match=f"it holds {name}"):
+        inductor.load(nn.Identity(), proposal.spec, tmp_path)
+
+
+class Undecided(nn.Module):
+    """Asks for a number that only a run can tell, which no exporter follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 2)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        output: Tensor = self.body(batch)
+        return output if output.sum() > 0 else -output
+
+
+def test_a_network_that_cannot_be_exported_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match="AOTInductor cannot compile network: "):
+        inductor.build(Undecided(), spec_of(torch.ones(2, 2), "float32"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_why_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert inductor.available(CPU, "float32") is None
+    assert "openvino" in str(inductor.available(CPU, "int8"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "needs a C++ compiler" in str(inductor.available(CPU, "float32"))
+
+
+def doubled(batch: Tensor) -> Tensor:
+    return batch.float().sum(1, keepdim=True) * 2
+
+
+@dataclass
+class Tape:
+    """Stands for CUDA: a recording computes into memory of its own, which the next replay overwrites."""
+
+    made: list[torch.Size] = field(default_factory=list)
+    replays: int = 0
+    refuses: Callable[[torch.Size], bool] = lambda shape: False
+
+    def __call__(self, batch: Tensor) -> Recording:
+        if self.refuses(batch.shape):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        self.made.append(batch.shape)
+        inputs, output = batch.clone(), doubled(batch)
+
+        def replay() -> None:
+            self.replays += 1
+            output.copy_(doubled(inputs))
+
+        return Recording(inputs, output, replay)
+
+
+FREE: Free = ((0, 2, 6),)
+
+
+def engine_with(tape: Tape, free: Free = FREE) -> Inductor:
+    return Inductor(doubled, spec_of(torch.zeros(2, 6, dtype=torch.int64), "float32", 4, free), tape)
+
+
+def batch_of(rows: int, length: int, first: int = 0) -> Tensor:
+    return torch.arange(first, first + rows * length).view(rows, length)
+
+
+def test_a_shape_is_recorded_once_and_replayed() -> None:
+    tape = Tape()
+    engine = engine_with(tape)
+    batches = [batch_of(rows, length, first) for first in (0, 50) for rows in (1, 2, 4) for length in (3, 6)]
+    outputs = [engine(batch) for batch in batches]
+    assert len(tape.made) == len(set(tape.made)) == 6
+    assert tape.replays == 12
+    # Compared at the end: what was handed out must not be overwritten by later replays.
+    assert all(torch.equal(output, doubled(batch)) for output, batch in zip(outputs, batches, strict=True))
+
+
+def test_sizes_between_the_buckets_run_straight() -> None:
+    tape = Tape()
+    assert torch.equal(engine_with(tape)(batch_of(3, 6)), doubled(batch_of(3, 6)))
+    assert tape.made == []
+
+
+def test_pictures_of_all_sizes_are_not_recorded() -> None:
+    tape = Tape()
+    spec = spec_of(torch.zeros(2, 3, 20, 20), "float32", 1, ((1, 13, 20), (2, 13, 20)))
+    engine = Inductor(doubled, spec, tape)
+    levels = torch.ones(1, 3, 14, 15)
+    assert torch.equal(engine(levels), doubled(levels))
+    assert tape.made == []
+
+
+def test_recordings_come_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "MOST_RECORDINGS", 2)
+    tape = Tape()
+    engine = engine_with(tape)
+    for length in (2, 3, 4, 5, 2):
+        assert torch.equal(engine(batch_of(4, length)), doubled(batch_of(4, length)))
+    assert tape.made == [torch.Size([4, 2]), torch.Size([4, 3])]
+    assert tape.replays == 3
+
+
+def test_what_cannot_be_recorded_runs_straight_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tape = Tape(refuses=lambda shape: shape[0] == 2)
+    engine = engine_with(tape)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert torch.equal(engine(batch_of(2, 6)), doubled(batch_of(2, 6)))
+        assert torch.equal(engine(batch_of(4, 6)), doubled(batch_of(4, 6)))
+    (message,) = caplog.messages
+    assert message == (
+        "network runs without a CUDA graph at (2, 6): RuntimeError: operation not permitted when stream is capturing"
+    )
+    assert tape.made == [torch.Size([4, 6])]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        batch_of(5, 6),  # more rows than the largest bucket
+        batch_of(0, 6),
+        batch_of(4, 7),
+        batch_of(4, 1),
+        batch_of(4, 6).int(),
+        batch_of(4, 6)[..., None],
+    ],
+    ids=["rows", "no rows", "long", "short", "type", "dimensions"],
+)
+def test_compiled_code_is_never_given_what_it_was_not_compiled_for(batch: Tensor) -> None:
+    with pytest.raises(ValueError, match="network is compiled for"):
+        engine_with(Tape())(batch)
+
+
+@pytest.mark.gpu
+def test_a_recorded_computation_is_the_computation() -> None:
+    device = torch.device("cuda", 0)
+    recorder = Recorder(doubled, device)
+    batches = [batch_of(rows, 6).to(device) for rows in (1, 2, 4)]
+    recordings = [recorder(batch) for batch in batches]
+    for first in (0, 7):
+        for batch, recording in zip(batches, recordings, strict=True):
+            recording.inputs.copy_(batch + first)
+            recording.replay()
+            assert torch.equal(recording.output, doubled(batch + first))

@@ -1,0 +1,161 @@
+"""The fastest engine that passed for this device is taken; without one eager is, and says how to build."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engines import builder, catalog, choice, clip
+from engines.artefact import Manifest
+from engines.choice import choose
+from engines.engine import BackendName, Layout, Precision, Subject, backend_named, powers_of_two
+from engines.key import Key, key_for
+from engines.model import Config
+from engines.parity import Report
+from engines.store import Store
+from tests.engines.broken_backends import Broken, faithful
+
+CPU = torch.device("cpu")
+ANY = Config(Path("/nowhere"), engine="auto", precision="auto")
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return clip.visual_subject(catalog.clip("demo"), Config(tmp_path_factory.mktemp("cache")), CPU)
+
+
+@pytest.fixture(autouse=True)
+def _backends_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled backends are eager PyTorch under their names, and eager has no lower precision."""
+    compiled = Broken(faithful)
+    eager = backend_named("eager")
+    monkeypatch.setattr(builder, "backend_named", lambda name: eager if name == "eager" else compiled)
+    monkeypatch.setattr(eager, "available", lambda device, precision: f"This processor has no {precision}.")
+
+
+def publish(
+    cache: Path,
+    subject: Subject,
+    backend: BackendName,
+    precision: Precision = "float32",
+    *,
+    rates: Sequence[float],
+    untrained: bool = False,
+    **fields: str,
+) -> Path:
+    """Put an engine into the store with items/s by bucket, beside an eager float32 of 10; `fields` change its key."""
+    buckets = powers_of_two(1 << (len(rates) - 1))
+    store = Store(cache / "engines")
+    key = key_for(subject, backend, precision, CPU, subject.specs(precision, Layout(), buckets))
+    key = Key.model_validate({**key.model_dump(), **fields})
+    manifest = Manifest(
+        key=key,
+        report=Report(0.9999, 0.01, 1.0, ()),
+        timings=dict(zip(buckets, rates, strict=True)),
+        reference_timings=dict.fromkeys(buckets, 10.0),
+        layout=Layout(),
+        untrained=untrained,
+        build_seconds=1.0,
+        memory_bytes=1,
+        made="2026-11-23T00:00:00+00:00",
+        cores=2,
+    )
+    with store.draft(key) as folder:
+        (folder / "visual.bin").write_bytes(b"compiled")
+        return store.publish(key, folder, manifest).folder
+
+
+def test_without_an_engine_eager_float32_is_taken_and_says_how_to_build(tower: Subject, tmp_path: Path) -> None:
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
+    assert (chosen.engine.backend, chosen.engine.precision, chosen.built) == ("eager", "float32", False)
+    assert "python -m scripts.build_engines demo" in chosen.reason
+    assert "has no bfloat16" in chosen.reason
+    assert chosen.buckets == tuple(range(1, 33))
+
+
+def test_the_fastest_is_taken_over_all_buckets_that_the_rivals_share(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(30, 30, 30))
+    publish(tmp_path, tower, "openvino", rates=(60, 40))
+    publish(tmp_path, tower, "inductor", rates=(20, 20, 20, 900))  # only in a bucket that the others do not have
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
+    assert chosen.built
+    assert chosen.reason.startswith("4.9 x eager float32")  # the root of 6 x 4
+    assert chosen.buckets == (1,)
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [
+        (ANY, "float32"),  # int8 of random weights says nothing
+        (replace(ANY, precision="int8"), "int8"),
+    ],
+)
+def test_int8_is_taken_by_itself_only_with_real_weights(
+    tower: Subject, tmp_path: Path, config: Config, precision: Precision
+) -> None:
+    publish(tmp_path, tower, "torchscript", "float32", rates=(20, 20))
+    publish(tmp_path, tower, "openvino", "int8", rates=(90, 90), untrained=True)
+    assert choose(tower, replace(config, cache_folder=tmp_path)).engine.precision == precision
+
+
+def test_int8_that_passed_on_real_weights_is_taken(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", "float32", rates=(20, 20))
+    publish(tmp_path, tower, "openvino", "int8", rates=(90, 90), untrained=False)
+    assert choose(tower, replace(ANY, cache_folder=tmp_path)).engine.precision == "int8"
+
+
+def test_the_settings_can_name_the_engine(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(90, 90))
+    publish(tmp_path, tower, "openvino", rates=(20, 20))
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path, engine="openvino"))
+    assert chosen.reason.startswith("2.0 x")
+    none = choose(tower, replace(ANY, cache_folder=tmp_path, engine="inductor"))
+    assert none.engine.backend == "eager"
+
+
+def test_eager_float32_is_kept_where_it_is_the_fastest(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(9, 9))
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
+    assert (chosen.engine.backend, chosen.built) == ("eager", False)
+    assert "faster here than the best that passed, torchscript float32 (0.90 x)" in chosen.reason
+
+
+def test_an_engine_of_another_processor_is_named_and_not_used(
+    tower: Subject, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(90, 90), instructions="avx2", device="another processor")
+    with caplog.at_level(logging.WARNING):
+        chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
+    assert chosen.engine.backend == "eager"
+    assert "device: built with 'another processor'" in caplog.text
+    assert "instructions: built with 'avx2'" in caplog.text
+
+
+def test_a_truncated_artefact_is_set_aside_and_the_next_best_taken(
+    tower: Subject, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(20, 20))
+    best = publish(tmp_path, tower, "openvino", rates=(90, 90))
+    (best / "visual.bin").write_bytes(b"com")
+    with caplog.at_level(logging.WARNING):
+        chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
+    assert chosen.reason.startswith("2.0 x")
+    assert "visual.bin has 3 bytes, 8 were published" in caplog.text
+    assert not best.exists()
+
+
+def test_an_unreadable_manifest_costs_nothing_but_its_engine(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(20, 20))
+    best = publish(tmp_path, tower, "openvino", rates=(90, 90))
+    (best / "manifest.json").write_text(json.dumps({"format": 1}))
+    assert choose(tower, replace(ANY, cache_folder=tmp_path)).reason.startswith("2.0 x")
+
+
+def test_the_largest_batch_is_the_smallest_that_is_nearly_as_fast_as_any() -> None:
+    assert choice.useful({1: 30.0, 2: 36.0, 4: 39.0, 8: 41.0, 16: 40.0, 32: 42.0}) == (1, 2, 4, 8)
+    assert choice.useful({1: 42.0, 2: 42.0, 4: 30.0}) == (1,)
+    assert choice.useful({1: 10.0, 2: 20.0, 4: 40.0}) == (1, 2, 4)

@@ -1,0 +1,70 @@
+"""One batch: its results in order, its failure by halves, those who hung up."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from server.batch import Batch, WrongCount, deliver, fail
+from server.queue import Lane, Limits, Queue, Waiter
+
+
+class Model:
+    """Doubles numbers; fails on any batch with an odd one, and counts its runs."""
+
+    buckets: tuple[int, ...] = (1, 2, 4, 8)
+
+    def __init__(self) -> None:
+        self.runs: list[list[int]] = []
+
+    def collate(self, items: Sequence[Any]) -> list[Any]:
+        return list(items)
+
+    def run(self, batch: list[int]) -> list[int]:
+        self.runs.append(batch)
+        if any(number % 2 for number in batch):
+            raise ValueError("odd")
+        return [2 * number for number in batch]
+
+
+def batch(items: list[int], model: Model) -> Batch:
+    loop = asyncio.get_running_loop()
+    waiters = [Waiter(item, loop.create_future(), 1) for item in items]
+    return Batch(Queue([model], "model", Lane.BULK, Limits()), model, waiters, items)
+
+
+async def test_what_was_collated_ahead_is_run_as_it_is() -> None:
+    model = Model()
+    one = batch([2, 4], model)
+    one.collate()
+    one.collated = [6, 8]
+    assert one.compute() == [(12, None), (16, None)]
+
+
+async def test_halves_find_the_guilty_item() -> None:
+    model = Model()
+    outcomes = batch([2, 4, 5, 6], model).compute()
+    assert [result for result, _ in outcomes] == [4, 8, None, 12]
+    assert [type(error) for _, error in outcomes] == [type(None), type(None), ValueError, type(None)]
+    assert model.runs == [[2, 4, 5, 6], [2, 4], [5, 6], [5], [6]]
+
+
+async def test_a_wrong_number_of_results_is_an_error_of_all_of_them() -> None:
+    class Lossy(Model):
+        def run(self, batch: list[int]) -> list[int]:
+            return batch[1:]
+
+    assert [type(error) for _, error in batch([1, 2], Lossy()).compute()] == [WrongCount, WrongCount]
+
+
+async def test_outcomes_reach_those_who_still_wait() -> None:
+    one = batch([1, 2, 3], Model())
+    first, second, third = (waiter.future for waiter in one.waiters)
+    second.cancel()
+    deliver(one.waiters, [("a", None), ("b", None), (None, ValueError("no"))])
+    assert (first.result(), second.cancelled()) == ("a", True)
+    with pytest.raises(ValueError, match="no"):
+        third.result()
+    fail(one.waiters, RuntimeError("too late"))
+    assert first.result() == "a"
