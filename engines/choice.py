@@ -60,10 +60,7 @@ def eager_float32(subject: Subject, reason: str) -> Choice:
 
 def how_to_build(subject: Subject) -> str:
     """Return the sentence that tells a person how to get a compiled engine."""
-    return (
-        f"no compiled engine: run python -m scripts.build_engines {subject.model}, or set "
-        "MACHINE_LEARNING_BUILD=background"
-    )
+    return f"no compiled engine: python -m scripts.build_engines {subject.model} builds one"
 
 
 def speedup(manifest: Manifest, rivals: Sequence[Stored]) -> float:

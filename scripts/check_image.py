@@ -68,7 +68,7 @@ class Image:
         drop = ["--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
         return [
             # The command becomes process 1, and with it ends all that it has started.
-            *("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"),
+            *("unshare", "--mount", "--propagation", "private", "--pid", "--fork"),
             *("sh", "-c", ENTER, "sh", str(self.root), str(cache), self.tmp),
             *("setpriv", "--reuid", uid, "--regid", gid, *drop),
             *("env", "-i", f"--chdir={self.folder}", *self.environ, f"IMMICH_PORT={port}", "IMMICH_HOST=127.0.0.1"),
@@ -121,6 +121,9 @@ def started(image: Image, cache: Path, port: int) -> Iterator["subprocess.Popen[
     try:
         yield process
     finally:
+        # Not unshare alone: its --kill-child does not outlive the change of user in there.
+        for pid in _children(process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
 
@@ -143,7 +146,8 @@ def check(image: Image, cache: Path, port: int) -> dict[str, Any]:
         seen["faces"] = len(answer["facial-recognition"])
         if not seen["dimension"] or not seen["faces"]:
             raise RuntimeError(f"/predict found no embedding or no face: {seen}")
-        os.kill(_child(process.pid), image.stop)
+        for pid in _children(process.pid):
+            os.kill(pid, image.stop)
         seen["exit"] = process.wait(STOP_S)
     if seen["exit"] != 0:
         raise RuntimeError(f"after {image.stop.name} it ended with {seen['exit']}, not 0")
@@ -156,10 +160,12 @@ def _succeeds(command: list[str]) -> bool:
     return subprocess.run(command).returncode == 0  # noqa: S603 - the image's own command
 
 
-def _child(pid: int) -> int:
-    """Return the process that unshare has forked: number 1 in there."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return int(child)
+def _children(pid: int) -> list[int]:
+    """Return the process that unshare has forked, which is number 1 in there; none once it has ended."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _until(limit: float, process: "subprocess.Popen[bytes]", good: Any, what: str) -> None:

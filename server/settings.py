@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     log_level: Literal["verbose", "debug", "log", "info", "warn", "warning", "error", "fatal", "critical"] = Field(
         "info", validation_alias=AliasChoices("IMMICH_LOG_LEVEL"), description="Least level that is logged."
     )
-    cache_folder: Path = Field(Path("~/.cache/facet"), description="Where weights are kept.")
+    cache_folder: Path = Field(Path("~/.cache/facet"), description="Where weights and engines are kept.")
     model_ttl: float = Field(
         300,
         ge=0,

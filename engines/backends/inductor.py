@@ -4,16 +4,17 @@ The code is C++ for a processor and Triton for a GPU, so building needs a C++ co
 launches of a batch are recorded once per shape as a CUDA graph and then replayed: small batches wait for launches more
 than for arithmetic.
 
-A package is an archive with a library and its constants. The loader is PyTorch's C++ one, which unpacks it to the
-folder for temporary files and opens the library there (so that folder must allow execution). Exported programs and
-weights beside it would be unpickled by Python on the way; `load` refuses a package that holds any.
+A package is an archive with a library and its constants. PyTorch's C++ loader unpacks it to the folder for temporary
+files and opens the library there, so that folder must allow execution. It is called straight: nothing is unpickled. The
+Python around it would unpickle exported programs found in the archive, and compile test programs at every load.
+
+While a batch runs on a processor, Python is locked: the loader's call does not let other threads in.
 """
 
 import logging
 import shutil
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._inductor import aoti_compile_and_package, aoti_load_package, config
+from torch._C._aoti import AOTIModelPackageLoader
+from torch._inductor import aoti_compile_and_package, config
 from torch._inductor.utils import fresh_cache
 from torch.export import ExportedProgram
 
@@ -38,7 +40,6 @@ OPTIONS = {
 }
 MOST_RECORDINGS = 48  # the buckets 1 to 32 at eight lengths: what comes in more shapes is not recorded
 FOLDED = {getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
-LIBRARY_FOLDER = "data/aotinductor/"  # where an archive keeps what is compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +150,15 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
 def load(module: nn.Module, spec: Spec, folder: Path) -> Inductor:
     """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
     file = _file(spec, folder)
+    index = -1 if spec.device.index is None else spec.device.index  # -1 is the current GPU, or a processor
     try:
-        _refuse_pickles(file)
-        # One runner without its own events between runs, which a CUDA graph could not hold.
-        package = aoti_load_package(str(file), run_single_threaded=True, device_index=_index(spec.device))
-    except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        # Single-threaded: without its own events between runs, which a CUDA graph could not hold.
+        loader = AOTIModelPackageLoader(str(file), "model", True, 1, index)
+    except RuntimeError as error:
         raise ArtefactBroken(f"{file} cannot be loaded, build it anew: {_first_line(error)}") from error
 
     def run(batch: Tensor) -> Tensor:
-        output: Tensor = package(batch)
+        (output,) = loader.run([batch])
         return output
 
     return Inductor(run, spec, Recorder(run, spec.device) if spec.device.type == "cuda" else None)
@@ -179,18 +180,6 @@ def _name_numbers(program: ExportedProgram) -> None:
             number.meta["val"] = node.meta["val"].new_empty((), dtype=torch.float32)
             node.update_arg(1, number)
     program.graph_module.recompile()
-
-
-def _index(device: torch.device) -> int:
-    return -1 if device.index is None else device.index  # -1 is the current GPU, or a processor
-
-
-def _refuse_pickles(file: Path) -> None:
-    with zipfile.ZipFile(file) as archive:
-        inside = [name.partition("/")[2] for name in archive.namelist()]  # behind the name of the archive
-    alien = [name for name in inside if name.startswith("data/") and not name.startswith(LIBRARY_FOLDER)]
-    if alien:
-        raise ValueError(f"it holds {alien[0]}, which no build puts there")
 
 
 def _check(batch: Tensor, spec: Spec) -> None:

@@ -4,7 +4,6 @@ Compiling takes half a minute each, so three networks are compiled for all tests
 """
 
 import logging
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +84,14 @@ def test_rows_that_lie_otherwise_in_memory_are_the_same_rows(proposal: Built) ->
     assert torch.equal(engine(levels.to(memory_format=torch.channels_last)), engine(levels))
 
 
+def test_loading_compiles_nothing(proposal: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler is found
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    levels = proposal.spec.example[:1]
+    assert inductor.load(nn.Identity(), proposal.spec, proposal.folder)(levels).isfinite().all()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_loads_in_another_process(proposal: Built, tmp_path: Path) -> None:
     levels = proposal.spec.example[:1, :, :31, :44]
     there = in_fresh_process("inductor", proposal.spec, proposal.folder, levels, tmp_path)
@@ -97,16 +104,6 @@ def test_a_broken_package_is_told(proposal: Built, tmp_path: Path) -> None:
     whole = (proposal.folder / "network.pt2").read_bytes()
     (tmp_path / "network.pt2").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtefactBroken, match=r"network\.pt2 cannot be loaded, build it anew"):
-        inductor.load(nn.Identity(), proposal.spec, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["data/models/model.json", "data/weights/weight_0", "data/constants/tensor_0"])
-def test_a_package_with_something_to_unpickle_is_refused(name: str, proposal: Built, tmp_path: Path) -> None:
-    package = tmp_path / "network.pt2"
-    package.write_bytes((proposal.folder / "network.pt2").read_bytes())
-    with zipfile.ZipFile(package, "a") as archive:
-        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{name}", b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ArtefactBroken, match=f"it holds {name}"):
         inductor.load(nn.Identity(), proposal.spec, tmp_path)
 
 
