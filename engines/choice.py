@@ -19,6 +19,9 @@ from engines.store import Store
 
 log = logging.getLogger(__name__)
 
+# AOTInductor's runner holds Python's lock while it computes. On a GPU it only launches there; on a processor a server
+# would answer nothing for as long as a batch takes. Who asks for it by name gets it.
+STALLS = (("inductor", "cpu"),)
 ENOUGH = 0.95  # of the best throughput: the smallest bucket that reaches it is the largest that is used
 
 
@@ -88,7 +91,7 @@ def _fitting(subject: Subject, config: Config, store: Store, weights: str) -> li
     fitting = []
     for stored in store.all():
         key = stored.manifest.key
-        if (key.model, key.kind) != (subject.model, subject.kind) or not _allowed(stored.manifest, config):
+        if (key.model, key.kind) != (subject.model, subject.kind) or not _allowed(stored.manifest, subject, config):
             continue
         if differences := _differences(subject, stored.manifest, weights):
             log.warning(
@@ -103,8 +106,10 @@ def _fitting(subject: Subject, config: Config, store: Store, weights: str) -> li
     return fitting
 
 
-def _allowed(manifest: Manifest, config: Config) -> bool:
+def _allowed(manifest: Manifest, subject: Subject, config: Config) -> bool:
     key = manifest.key
+    if config.engine == "auto" and (key.backend, subject.device.type) in STALLS:
+        return False
     if config.engine not in ("auto", key.backend):
         return False
     if config.precision == "auto":

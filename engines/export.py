@@ -60,7 +60,8 @@ def exported(module: nn.Module, spec: Spec) -> ExportedProgram:
     sizes: dict[int, Any] = {dimension + 1: Dim.DYNAMIC(min=low, max=high) for dimension, low, high in spec.free}
     if spec.buckets[-1] > 1:
         # Not a named Dim: that refuses a network which asks anything of its sizes.
-        sizes[0] = Dim.DYNAMIC(min=1, max=spec.buckets[-1])
+        # More than the example has: the exporter takes a size at its upper bound for one that never changes.
+        sizes[0] = Dim.DYNAMIC(min=1, max=max(spec.buckets[-1], len(example) + 1))
     with torch.no_grad(), without_fast_path():
         return torch.export.export(module, (example,), dynamic_shapes=(sizes,), strict=False)
 

@@ -183,7 +183,8 @@ def _proposal(stage: mtcnn.Stage) -> Network:
         item=(3, 96, 120),
         dtype=torch.float32,
         example=torch.cat([levels, levels.flip(3)]),
-        free=((1, mtcnn.PROPOSAL_CELL, 65_536), (2, mtcnn.PROPOSAL_CELL, 65_536)),
+        # The pyramid adds a pixel to each side of a level.
+        free=((1, mtcnn.PROPOSAL_CELL + 1, 65_536), (2, mtcnn.PROPOSAL_CELL + 1, 65_536)),
     )
 
 

@@ -80,7 +80,7 @@ def test_without_an_engine_eager_float32_is_taken_and_says_how_to_build(tower: S
 def test_the_fastest_is_taken_over_all_buckets_that_the_rivals_share(tower: Subject, tmp_path: Path) -> None:
     publish(tmp_path, tower, "torchscript", rates=(30, 30, 30))
     publish(tmp_path, tower, "openvino", rates=(60, 40))
-    publish(tmp_path, tower, "inductor", rates=(20, 20, 20, 900))  # only in a bucket that the others do not have
+    publish(tmp_path, tower, "torchscript", "int8", rates=(20, 20, 20, 900))  # only in a bucket that the others do not have
     chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
     assert chosen.built
     assert chosen.reason.startswith("4.9 x eager float32")  # the root of 6 x 4
@@ -115,6 +115,13 @@ def test_the_settings_can_name_the_engine(tower: Subject, tmp_path: Path) -> Non
     assert chosen.reason.startswith("2.0 x")
     none = choose(tower, replace(ANY, cache_folder=tmp_path, engine="inductor"))
     assert none.engine.backend == "eager"
+
+
+def test_what_would_stall_the_server_is_taken_by_name_only(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", rates=(20, 20))
+    publish(tmp_path, tower, "inductor", rates=(90, 90))
+    assert choose(tower, replace(ANY, cache_folder=tmp_path)).reason.startswith("2.0 x")
+    assert choose(tower, replace(ANY, cache_folder=tmp_path, engine="inductor")).reason.startswith("9.0 x")
 
 
 def test_eager_float32_is_kept_where_it_is_the_fastest(tower: Subject, tmp_path: Path) -> None:
