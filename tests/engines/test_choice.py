@@ -80,7 +80,8 @@ def test_without_an_engine_eager_float32_is_taken_and_says_how_to_build(tower: S
 def test_the_fastest_is_taken_over_all_buckets_that_the_rivals_share(tower: Subject, tmp_path: Path) -> None:
     publish(tmp_path, tower, "torchscript", rates=(30, 30, 30))
     publish(tmp_path, tower, "openvino", rates=(60, 40))
-    publish(tmp_path, tower, "torchscript", "int8", rates=(20, 20, 20, 900))  # only in a bucket that the others do not have
+    # Fast only in a bucket that the others do not have.
+    publish(tmp_path, tower, "torchscript", "int8", rates=(20, 20, 20, 900))
     chosen = choose(tower, replace(ANY, cache_folder=tmp_path))
     assert chosen.built
     assert chosen.reason.startswith("4.9 x eager float32")  # the root of 6 x 4

@@ -136,7 +136,7 @@ def test_every_version_is_pinned() -> None:
 )
 def test_the_command_uses_the_folder_if_there_is_one(variables: list[str], python: str) -> None:
     done = subprocess.run(  # noqa: S603 - prints commands only
-        ["make", "--dry-run", "--old-file=.venv/.installed", "test-gpu", *variables],  # noqa: S607 - from PATH
+        ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.installed", "test-gpu", *variables],  # noqa: S607 - from PATH
         cwd=ROOT,
         capture_output=True,
         text=True,
