@@ -5,12 +5,14 @@ other engines nor backends: what the files hold is theirs, and nothing here unpi
 """
 
 import json
+import math
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from engines.engine import Layout
 from engines.errors import ArtefactBroken, BuildFailed
@@ -21,6 +23,7 @@ from engines.parity import Report
 FILE = "manifest.json"
 FORMAT = 1  # of the manifest; raised with every change that older or newer code would misread
 _CONFIG = ConfigDict(frozen=True, extra="forbid")
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # items/s
 
 
 class File(BaseModel):
@@ -33,8 +36,9 @@ class File(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is told of an engine. `timings` and `reference_timings` (eager float32, same run) are items/s by bucket.
+    """What is told of an engine that passed the gate; ValidationError for one that did not, or was not timed.
 
+    `timings` and `reference_timings` (eager float32, same run) are items/s by bucket; the buckets ascend from 1.
     `memory_bytes` is what the loaded engine holds, `made` the UTC time in ISO 8601, `cores` those at hand when it was
     timed. `files`, by their path inside the folder, are filled in when it is published.
     """
@@ -45,14 +49,32 @@ class Manifest(BaseModel):
     key: Key
     files: dict[str, File] = {}
     report: Report
-    timings: dict[int, float]
-    reference_timings: dict[int, float]
+    timings: dict[PositiveInt, Rate]
+    reference_timings: dict[PositiveInt, Rate]
     layout: Layout
     untrained: bool
     build_seconds: float
     memory_bytes: int
     made: str
     cores: int
+
+    @field_validator("report")
+    @classmethod
+    def _passed(cls, report: Report) -> Report:
+        if not report.passed:
+            raise ValueError(f"it did not pass the gate: {'; '.join(report.failures)}")
+        if not all(map(math.isfinite, (report.lowest_cosine, report.error_over_spread, report.lowest_same))):
+            raise ValueError("its numbers are not all finite")
+        return report
+
+    @model_validator(mode="after")
+    def _timed(self) -> "Manifest":
+        buckets = list(self.timings)
+        if buckets[:1] != [1] or buckets != sorted(buckets):
+            raise ValueError(f"the buckets of its timings do not ascend from 1: {buckets}")
+        if list(self.reference_timings) != buckets:
+            raise ValueError(f"it was timed for {buckets}, eager float32 for {list(self.reference_timings)}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +102,7 @@ def read(folder: Path) -> Stored:
         raise ArtefactBroken(f"Its {FILE} cannot be read ({error.strerror}).") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "all of it"
         raise ArtefactBroken(f"Its {FILE} cannot be understood ({where}: {first['msg']}).") from error
     except ValueError as error:  # no JSON, or no UTF-8
         raise ArtefactBroken(f"Its {FILE} cannot be understood ({error}).") from error

@@ -44,7 +44,8 @@ class Effort:
 
 
 THOROUGH = Effort(rounds=3, seconds=0.3, most=32, patience=math.inf)
-BRIEF = Effort(rounds=1, seconds=0.0, most=8, patience=2.5)  # at a start, which waits for it
+BRIEF = Effort(rounds=2, seconds=0.0, most=8, patience=2.5)  # at a start, which waits for it
+GATE_ROWS = 12  # about as many inputs does the gate have
 
 Tell = Callable[[str], None]
 
@@ -94,7 +95,7 @@ def build(
 
 
 class Refused(BuildFailed):
-    """What was built did not pass the gate, or could not be built: trying again would end the same."""
+    """What was built did not pass the gate: trying again would end the same. Other failures may pass."""
 
 
 def load(subject: Subject, name: BackendName, specs: Sequence[Spec], folder: Path) -> tuple[Engine, ...]:
@@ -128,34 +129,33 @@ def _make(
     tell: Tell,
 ) -> Manifest:
     tell("eager float32 answers")
-    started = time.monotonic()
+    _check_patience(subject, effort)
     subject.expected  # noqa: B018 - computed once and kept
-    if (seconds := time.monotonic() - started) > effort.patience:
-        raise BuildFailed(f"it was not examined, which would hold the start up for about {10 * seconds:.0f} s")
     tell("is compiled")
     started = time.monotonic()
     backend = backend_named(name)
-    try:
-        for network, spec in zip(subject.networks, specs, strict=True):
-            backend.build(network.module, spec, folder)
-    except BuildFailed as error:
-        raise Refused(str(error)) from error
+    for network, spec in zip(subject.networks, specs, strict=True):
+        backend.build(network.module, spec, folder)
     build_seconds = time.monotonic() - started
-    tell("is laid out")
     try:
+        tell("is laid out")
         specs = _laid_out(subject, name, specs, buckets, folder)
         before = _memory(subject.device)
         engines = load(subject, name, specs, folder)
         subject.batch(engines, buckets[-1])()
         grown = max(0, _memory(subject.device) - before)
+        tell("is examined")
+        report = subject.examine(engines, specs[0].precision, buckets)
+        if not report.passed:
+            raise Refused("; ".join(report.failures))
+        tell("is timed")
+        timings, reference = _timed(subject, engines, buckets, effort)
+    except BuildFailed:
+        raise
     except ArtefactBroken as error:
-        raise Refused(f"what was built cannot be loaded: {error}") from error
-    tell("is examined")
-    report = subject.examine(engines, specs[0].precision, buckets)
-    if not report.passed:
-        raise Refused("; ".join(report.failures))
-    tell("is timed")
-    timings, reference = _timed(subject, engines, buckets, effort)
+        raise BuildFailed(f"what was built cannot be loaded: {error}") from error
+    except Exception as error:  # a compiled network may raise anything, at any batch size: it is not published
+        raise BuildFailed(f"what was built does not run: {type(error).__name__}: {error}") from error
     return Manifest(
         key=key,
         report=report,
@@ -168,6 +168,23 @@ def _make(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         cores=machine.cores(),
     )
+
+
+def _check_patience(subject: Subject, effort: Effort) -> None:
+    """Raise BuildFailed if the gate would take longer than a start may."""
+    if effort.patience == math.inf:
+        return
+    run = subject.batch(_eager_float32(subject, (1,)), 1)
+    run()
+    seconds = GATE_ROWS / _rate(run, 1, 0.0)
+    if seconds > effort.patience:
+        raise BuildFailed(f"it was not examined, which would hold the start up for about {10 * seconds:.0f} s")
+
+
+def _eager_float32(subject: Subject, buckets: Sequence[int]) -> tuple[Engine, ...]:
+    device = host_of(subject.device)
+    specs = [replace(spec, device=device) for spec in subject.specs("float32", Layout(), buckets)]
+    return load(subject, "eager", specs, NOWHERE)
 
 
 def _laid_out(
@@ -197,9 +214,7 @@ def _timed(
     subject: Subject, engines: Sequence[Engine], buckets: Sequence[int], effort: Effort
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Return the items per second of `engines` and of eager float32 by bucket, measured in turn."""
-    device = host_of(subject.device)
-    specs = [replace(spec, device=device) for spec in subject.specs("float32", Layout(), buckets)]
-    eager = load(subject, "eager", specs, NOWHERE)
+    eager = _eager_float32(subject, buckets)
     timings, reference = {}, {}
     for items in buckets:
         ours, its = subject.batch(engines, items), subject.batch(eager, items)

@@ -9,13 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from engines import builder
+from engines import builder, machine
 from engines.artefact import Manifest, Stored
 from engines.engine import Choice, Layout, Precision, Subject, host_of
 from engines.errors import ArtefactBroken, BuildFailed, EngineMissing
 from engines.key import key_for, weights_hash
 from engines.model import Config
 from engines.store import Store
+from engines.store import at as open_store
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,11 @@ def choose(subject: Subject, config: Config) -> Choice:
     """
     if (config.engine, config.precision) == ("eager", "float32"):
         return eager_float32(subject, "the settings ask for it")
-    store = Store(config.cache_folder / "engines")
+    store = open_store(config.cache_folder / "engines")
     weights = weights_hash(subject.networks)
-    candidates = _fitting(subject, config, store, weights)
+    candidates = fitting(subject, config, store, weights)
     remarks: list[str] = []
-    if not candidates:
+    if not candidates and config.examine:
         candidates, remarks = _eager_in_lower_precisions(subject, config, store, weights)
     while candidates:
         best = max(candidates, key=lambda one: speedup(one.manifest, candidates))
@@ -45,11 +46,20 @@ def choose(subject: Subject, config: Config) -> Choice:
             remarks.append(f"faster here than the best that passed, {_words(best.manifest)} ({ratio:.2f} x)")
             break
         try:
-            return _load(subject, config, store, best, ratio)
+            store.verify(best)
         except ArtefactBroken as error:
             store.set_aside(best, str(error))
             candidates.remove(best)
-    return eager_float32(subject, "; ".join([*remarks, how_to_build(subject)]))
+            continue
+        try:
+            return _load(subject, config, best, ratio)
+        except ArtefactBroken as error:
+            # Its files are as they were published: memory may be short, or a disk full. It is tried at the next load.
+            log.warning(
+                "%s (%s): %s cannot be loaded now. %s", subject.model, subject.kind, _words(best.manifest), error
+            )
+            candidates.remove(best)
+    return eager_float32(subject, "; ".join([*remarks, how_to_build(subject, config)]))
 
 
 def eager_float32(subject: Subject, reason: str) -> Choice:
@@ -61,9 +71,16 @@ def eager_float32(subject: Subject, reason: str) -> Choice:
     return Choice(builder.load(subject, "eager", specs, builder.NOWHERE), buckets, reason, built=False)
 
 
-def how_to_build(subject: Subject) -> str:
-    """Return the sentence that tells a person how to get a compiled engine."""
-    return f"no compiled engine: python -m scripts.build_engines {subject.model} builds one"
+def how_to_build(subject: Subject, config: Config) -> str:
+    """Return the sentence that tells a person how to get a compiled engine such as the settings ask for."""
+    if config.engine == "eager":
+        return "the settings ask for eager PyTorch"
+    if config.precision == "int8":
+        return "no compiled engine in int8, and no backend builds one: unset MACHINE_LEARNING_PRECISION"
+    options = [f"--backend {config.engine}"] if config.engine != "auto" else []
+    options += [f"--precision {config.precision}"] if config.precision != "auto" else []
+    command = " ".join(["python -m scripts.build_engines", subject.model, *options])
+    return f"no compiled engine: {command} builds one"
 
 
 def speedup(manifest: Manifest, rivals: Sequence[Stored]) -> float:
@@ -86,9 +103,9 @@ def useful(timings: Mapping[int, float]) -> tuple[int, ...]:
     return tuple(sorted(bucket for bucket in timings if bucket <= largest))
 
 
-def _fitting(subject: Subject, config: Config, store: Store, weights: str) -> list[Stored]:
+def fitting(subject: Subject, config: Config, store: Store, weights: str) -> list[Stored]:
     """Return what may be used here; tell in the log of each engine that was built for something else."""
-    fitting = []
+    found = []
     for stored in store.all():
         key = stored.manifest.key
         if (key.model, key.kind) != (subject.model, subject.kind) or not _allowed(stored.manifest, subject, config):
@@ -102,8 +119,8 @@ def _fitting(subject: Subject, config: Config, store: Store, weights: str) -> li
                 "; ".join(differences),
             )
         else:
-            fitting.append(stored)
-    return fitting
+            found.append(stored)
+    return found
 
 
 def _allowed(manifest: Manifest, subject: Subject, config: Config) -> bool:
@@ -127,17 +144,18 @@ def _differences(subject: Subject, manifest: Manifest, weights: str) -> list[str
         return [str(error)]
 
 
-def _load(subject: Subject, config: Config, store: Store, stored: Stored, ratio: float) -> Choice:
+def _load(subject: Subject, config: Config, stored: Stored, ratio: float) -> Choice:
     """Raises ArtefactBroken."""
     manifest = stored.manifest
     key = manifest.key
-    store.verify(stored)
-    layout = Layout(config.threads, config.streams or manifest.layout.streams, config.hint)
+    # How many streams are the fastest was measured with the cores of that time.
+    measured = manifest.layout.streams if manifest.cores == machine.cores() else 1
+    layout = Layout(config.threads, config.streams or measured, config.hint)
     specs = subject.specs(key.precision, layout, sorted(manifest.timings))
     engines = builder.load(subject, key.backend, specs, stored.folder)
     reason = f"{ratio:.1f} x eager float32 here, lowest cosine to it {manifest.report.lowest_cosine:.5f}"
     if key.backend == "eager":
-        return Choice(engines, useful(manifest.timings), f"{reason}; {how_to_build(subject)}", built=False)
+        return Choice(engines, useful(manifest.timings), f"{reason}; {how_to_build(subject, config)}", built=False)
     return Choice(engines, useful(manifest.timings), reason, built=True)
 
 

@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines import mtcnn, samples, weights
+from engines import memory, mtcnn, samples, weights
 from engines.catalog import DEMO, Face
 from engines.choice import choose
 from engines.engine import Choice, Network, host_of
-from engines.errors import WeightsBroken
-from engines.fitting import Fitting
+from engines.errors import OutOfMemory, WeightsBroken
+from engines.fitting import Fitting, is_out_of_memory
 from engines.model import Config, Info
 from engines.subject import PICTURES_AT_ONCE, Stages, Vectors, detector_nets, info_of
 from engines.transfer import Transfer, Upload
@@ -81,11 +81,17 @@ class Detector:
         return tuple(items)
 
     def run(self, batch: Sequence[Picture]) -> list[Faces]:
-        """Return the faces of each picture."""
-        # Compiled engines ask for the current device's stream, and each thread begins with the first GPU as current.
-        on_gpu = torch.cuda.device(self._nets.device) if self._nets.device.type == "cuda" else nullcontext()
-        with on_gpu:
-            found = mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self._min_face)
+        """Return the faces of each picture; raises OutOfMemory if the device has no memory for all of them at once."""
+        found = self._attempt(batch)
+        if found is None:
+            memory.release()
+            largest = max(batch, key=lambda picture: picture.weight)
+            height, width = largest.pixels.shape[:2]
+            raise OutOfMemory(
+                f"There is no memory left on {self._nets.device} to look for faces in {len(batch)} "
+                f"picture{'s' if len(batch) > 1 else ''} of up to {width}x{height} pixels: load fewer models, end "
+                "other programs that use the device, send smaller pictures, or look for larger faces only."
+            )
         faces = []
         for picture, (boxes, scores) in zip(batch, found, strict=True):
             height, width = picture.pixels.shape[:2]
@@ -94,6 +100,20 @@ class Detector:
             keep = (x2 > x1) & (y2 > y1)
             faces.append(Faces(boxes[keep], scores[keep]))
         return faces
+
+    def _attempt(self, batch: Sequence[Picture]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]] | None:
+        """Return None if there is no memory for it; with this frame goes the traceback that holds tables and levels."""
+        # Compiled engines ask for the current device's stream, and each thread begins with the first GPU as current.
+        on_gpu = torch.cuda.device(self._nets.device) if self._nets.device.type == "cuda" else nullcontext()
+        try:
+            with on_gpu:
+                return mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self._min_face)
+        except OutOfMemory:  # of one of the networks
+            return None
+        except RuntimeError as error:  # of all around them: tables, levels, crops
+            if not is_out_of_memory(error):
+                raise
+            return None
 
 
 class Recogniser:

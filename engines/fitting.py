@@ -61,7 +61,7 @@ class Fitting:
             output = run_padded(self._engine, self._buckets, part)
             return output if alone else output.clone()  # an engine may write its next output over this one
         except RuntimeError as error:
-            if not _is_out_of_memory(error) and _refusals(self.device) == refused:
+            if not is_out_of_memory(error) and _refusals(self.device) == refused:
                 raise
             return None
 
@@ -81,7 +81,8 @@ class Fitting:
         )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether `error` says that a GPU had no memory to give."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 

@@ -39,6 +39,7 @@ CODE = (
     "transfer.py",
     "towers.py",
     "attention.py",
+    "clip.py",
     "faces.py",
     "mtcnn.py",
     "preprocess.py",
@@ -47,6 +48,9 @@ CODE = (
     "samples.py",
     "subject.py",
 )
+# What a newer installation changes, and what must be equal for that alone to be why an engine is of no use any more.
+_VERSIONS = ("torch", "compiler", "libraries", "code", "package")
+_PLACE = ("model", "kind", "weights", "backend", "precision", "device", "instructions", "cuda")
 _DIGITS = 32  # of a sha256 in hexadecimal: 128 bits tell apart whatever will ever be built
 
 
@@ -78,6 +82,15 @@ class Key(BaseModel):
     def digest(self) -> str:
         """Return 32 hexadecimal digits that are the same for equal keys, in every process on every machine."""
         return _hash([json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=True).encode("ascii")])
+
+    def replaces(self, other: "Key") -> bool:
+        """Return whether `other` is of the same weights and device, but of other versions than those of here.
+
+        Other weights do not count: both may be in use, as random ones are beside real ones of the same name.
+        """
+        mine, its = self.model_dump(), other.model_dump()
+        same = all(mine[name] == its[name] for name in _PLACE)
+        return same and any(mine[name] != its[name] for name in _VERSIONS)
 
     def differences(self, here: "Key") -> list[str]:
         """Return a sentence for each field in which an engine of this key does not fit `here`."""

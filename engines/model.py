@@ -20,7 +20,8 @@ class Config:
 
     `min_face` is in pixels of the picture as sent. `device` is auto, cpu, cuda or xpu (an Intel GPU, by OpenVINO
     alone), `device_ids` are ordinals of it, `require_device` refuses all others. `threads` is the number of threads of
-    one operation, 0 is all cores at hand; `streams` the number of parts of a batch that run at once, 0 is what was
+    one operation, 0 is all cores at hand; `examine` whether a load may take seconds to examine eager PyTorch in lower
+    precisions; `streams` the number of parts of a batch that run at once, 0 is what was
     measured to be the fastest; `hint` is for OpenVINO.
     """
 
@@ -34,6 +35,7 @@ class Config:
     require_device: Literal["", "cpu", "cuda", "xpu"] = ""
     engine: BackendName | Literal["auto"] = "eager"
     precision: Precision | Literal["auto"] = "float32"
+    examine: bool = True
     streams: int = 0
     hint: Literal["latency", "throughput"] = "latency"
 

@@ -79,11 +79,15 @@ def head(index: int) -> Image.Image:
 
 
 def crowds() -> tuple[NDArray[np.uint8], ...]:
-    """Return what a detector is examined on, each (H, W, 3): a portrait, crowds of many sizes, and no face at all."""
+    """Return what a detector is examined on, each (H, W, 3): a portrait, crowds of many sizes, and no face at all.
+
+    Large and small, so that the pyramid has levels of many sizes.
+    """
     coffee = photo("coffee")
     wide = _crowd(coffee.resize((960, 720)), 11, 12)
     tall = _crowd(coffee.resize((500, 840)), 12, 7)
-    shown = [photo("astronaut"), wide, tall, photo("rocket"), *plain((161, 97))]
+    large = _crowd(coffee.resize((1440, 1080)), 13, 5)
+    shown = [photo("astronaut"), wide, tall, large, photo("rocket"), *plain((161, 97))]
     return tuple(np.array(image) for image in shown)
 
 

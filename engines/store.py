@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,8 +39,14 @@ class _Refusal(BaseModel):
     made: str
 
 
+@cache
+def at(folder: Path) -> "Store":
+    """Return the store in `folder`, always the same one: so what it has to tell it tells once in a process."""
+    return Store(folder)
+
+
 class Store:
-    """The engines in one folder, which need not exist. Those who read it never wait and never raise.
+    """The engines in one folder, which need not exist. Those who read it never wait and never raise. See also `at`.
 
     Those who build hold `lock`, write into a `draft`, and `publish` it; these raise BuildFailed if the folder cannot be
     written, or could be by others.
@@ -48,7 +55,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._told: set[str] = set()
-        self._ignored: set[Path] = set()  # broken ones in a folder that cannot be written
+        self._ignored: set[tuple[int, ...]] = set()  # broken ones in a folder that cannot be written
 
     def find(self, key: Key) -> Stored | None:
         """Return the engine of `key`, None if there is none or it had to be set aside."""
@@ -73,8 +80,11 @@ class Store:
         artefact.verify(stored)
 
     def set_aside(self, stored: Stored, reason: str) -> None:
-        """Put a broken engine where nobody loads it, and tell `reason`, a sentence; the newest few are kept."""
-        self._set_aside(stored.folder, reason)
+        """Put a broken engine where nobody loads it, and tell `reason`, a sentence; the newest few are kept.
+
+        One that took its place meanwhile stays, and so does what another process is just building anew.
+        """
+        self._set_aside(stored.folder, stored.manifest, reason)
 
     def refusal(self, key: Key) -> str | None:
         """Return why an earlier build of `key` was not published, None if none failed."""
@@ -94,6 +104,7 @@ class Store:
         refusal = _Refusal(key=key, reason=reason, made=datetime.now(UTC).isoformat(timespec="seconds"))
         with self._writing():
             artefact.write(self._refused(key), refusal.model_dump_json(indent=2))
+            self._prune_refusals(key)
 
     @contextmanager
     def lock(self, key: Key) -> Iterator[None]:
@@ -130,13 +141,12 @@ class Store:
     def publish(self, key: Key, draft: Path, manifest: Manifest) -> Stored:
         """Make the `draft` the engine of `key`, in place of an older one, and return it.
 
-        Whoever looks meanwhile finds the older one, none, or the new one as a whole. Raises BuildFailed also if the
-        report has failures.
+        Whoever looks meanwhile finds the older one, none, or the new one as a whole. What `key` replaces, engines and
+        refusals of the same weights on the same device by other versions of our code or of libraries, is deleted unless
+        somebody else holds its lock: this installation can never use it again.
         """
         if manifest.key != key:
             raise ValueError(f"the manifest describes another engine: {'; '.join(manifest.key.differences(key))}")
-        if not manifest.report.passed:
-            raise BuildFailed(f"It did not pass the gate: {'; '.join(manifest.report.failures)}.")
         folder, old = self.folder / key.digest(), self.folder / (_OLD + key.digest())
         with self.lock(key), self._writing():
             sealed = artefact.seal(draft, manifest)
@@ -146,24 +156,35 @@ class Store:
             artefact.sync(self.folder)
             _remove(old)
             self._refused(key).unlink(missing_ok=True)
+            self._prune_refusals(key)
+            self._prune(key)
         return Stored(folder, sealed)
 
     def _open(self, folder: Path) -> Stored | None:
-        if folder in self._ignored:
+        if _identity(folder) in self._ignored:
             return None
         try:
             return artefact.read(folder)
         except ArtefactBroken as error:
             if os.path.lexists(folder):  # and not replaced at this moment
-                self._set_aside(folder, str(error))
+                self._set_aside(folder, None, str(error))
             return None
 
-    def _set_aside(self, folder: Path, reason: str) -> None:
+    def _set_aside(self, folder: Path, found: Manifest | None, reason: str) -> None:
+        """Rename `folder` if it still holds the engine of `found`, None if that could not be read."""
         aside = self.folder / f"{_BROKEN}{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z"
         try:
-            folder.rename(aside)
+            with self._lock(folder.name).acquire(blocking=False):
+                if _manifest(folder) not in (found, None):
+                    return  # it was built anew meanwhile
+                folder.rename(aside)
+        except Timeout:
+            self._tell(f"The engine {folder} is ignored while another process builds it: {reason}")
+            return
+        except FileNotFoundError:
+            return  # somebody else was quicker
         except OSError as error:
-            self._ignored.add(folder)
+            self._ignored.add(_identity(folder))
             self._tell(
                 f"The engine {folder} is ignored: {reason} It cannot be set aside ({error.strerror}). "
                 "The server goes on without it."
@@ -176,6 +197,32 @@ class Store:
                 _remove(path)
             except OSError as error:
                 self._tell(f"{path} can be deleted by hand: doing so failed ({error}).")
+
+    def _prune(self, key: Key) -> None:
+        """Delete the engines that `key` replaces."""
+        for folder in self.folder.iterdir():
+            other = None if folder.name[0] == "." else _manifest(folder)
+            if other is None or not key.replaces(other.key):
+                continue
+            doomed = self.folder / f"{_DRAFT}{folder.name}-replaced"  # swept away if this process ends here
+            try:
+                with self._lock(folder.name).acquire(blocking=False):
+                    _remove(doomed)
+                    folder.rename(doomed)
+                    _remove(doomed)
+            except Timeout:
+                continue  # somebody is at it
+            except OSError as error:  # what was published stays good
+                self._tell(f"{folder} can be deleted by hand, being of an older version: doing so failed ({error}).")
+
+    def _prune_refusals(self, key: Key) -> None:
+        """Delete the refusals that `key` replaces."""
+        for path in self.folder.glob(_REFUSED + "*.json"):
+            try:
+                if key.replaces(_Refusal.model_validate_json(path.read_bytes()).key):
+                    path.unlink()
+            except (OSError, ValidationError) as error:
+                self._tell(f"{path} cannot be read or deleted, and can be by hand: {error}")
 
     def _trusted(self) -> bool:
         """Return whether what lies in the folder may be loaded: what anybody could have put there may not."""
@@ -226,6 +273,22 @@ class Store:
 
     def _refused(self, key: Key) -> Path:
         return self.folder / f"{_REFUSED}{key.digest()}.json"
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return artefact.read(folder).manifest
+    except ArtefactBroken:
+        return None  # whoever looks for it will tell
+
+
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Return what tells a folder from one that takes its place; empty if it is not there."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _remove(path: Path) -> None:

@@ -22,6 +22,7 @@ from engines.parity import Report
 from engines.transfer import Transfer
 
 PICTURES_AT_ONCE = 8  # more do not run faster on a CPU, and the tables of eight large photos fill a gigabyte
+SIDES = {"refine": mtcnn.REFINE_SIZE, "output": mtcnn.OUTPUT_SIZE}  # of crops, by network
 SCORE = 0.7  # what a face must exceed where a detector is examined
 # Crops come in any number: 1, 2, 3, 4, 6, 8, 12, … keep the padding below a third.
 CROP_BUCKETS = tuple(sorted({*powers_of_two(mtcnn.CROPS_AT_ONCE), *(3 << i for i in range(8))}))
@@ -105,12 +106,13 @@ class Stages:
     def __init__(self, stages: Sequence[mtcnn.Stage], device: torch.device) -> None:
         self.device = device
         self._pictures = samples.crowds()
-        names = ("proposal", "refine", "output")
-        sides = (None, mtcnn.REFINE_SIZE, mtcnn.OUTPUT_SIZE)
-        self.networks = tuple(
-            _proposal(stage) if side is None else _crops(name, stage, side)
-            for name, stage, side in zip(names, stages, sides, strict=True)
-        )
+        self._crops = {name: _levels(side) for name, side in SIDES.items()}
+        proposal, *others = stages
+        crops = [
+            Network(name=name, module=stage, item=(3, side, side), dtype=torch.float32, example=self._crops[name][:2])
+            for stage, (name, side) in zip(others, SIDES.items(), strict=True)
+        ]
+        self.networks = (_proposal(proposal), *crops)
 
     @cached_property
     def expected(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -130,7 +132,16 @@ class Stages:
         nets = detector_nets(engines)
         scores = [SCORE] * len(self._pictures)
         together = mtcnn.detect(nets, self._pictures, scores, self.min_face)
-        return parity.examine_faces(self.expected, self._singly(nets), together)
+        reports = {"faces": parity.examine_faces(self.expected, self._singly(nets), together, precision)}
+        # The pictures have crops in some numbers; a photo may have them in any.
+        for network, engine in zip(self.networks[1:], engines[1:], strict=True):
+            (module,) = _in_float32([network], self.device)
+            crops = self._crops[network.name]
+            with torch.inference_mode():
+                answers = torch.cat([module(crop.to(host_of(self.device))[None]).cpu() for crop in crops])
+            run = Fitting(engine, CROP_BUCKETS)
+            reports[network.name] = parity.examine(answers, run, crops, CROP_BUCKETS, precision)
+        return parity.worst(reports)
 
     def batch(self, engines: Sequence[Engine], items: int) -> Callable[[], object]:
         """Return a function that looks for faces in `items` copies of a picture with many."""
@@ -188,6 +199,6 @@ def _proposal(stage: mtcnn.Stage) -> Network:
     )
 
 
-def _crops(name: str, stage: mtcnn.Stage, side: int) -> Network:
-    faces = torch.from_numpy(samples.faces(side)[:2]).permute(0, 3, 1, 2).float()
-    return Network(name=name, module=stage, item=(3, side, side), dtype=torch.float32, example=faces)
+def _levels(side: int) -> Tensor:
+    """Return crops as the detector cuts them out, (N, 3, side, side) float32."""
+    return torch.from_numpy(samples.faces(side)).permute(0, 3, 1, 2).float()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,9 +24,10 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from engines import builder, models
+from engines import builder, choice, models
 from engines.artefact import Stored
 from engines.engine import Layout, Subject
+from engines.key import weights_hash
 from engines.model import Kind
 from engines.store import Store
 from scripts.build_engines import best, parts
@@ -53,12 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if entry is None or options.kind == "detection":
         parser.error(f"{options.name} has no {options.kind} side of one network")
     subject = models.subject_of(options.kind, entry, config, models.devices(config)[0])
-    found = [
-        stored
-        for stored in Store(config.cache_folder / "engines").all()
-        if (stored.manifest.key.model, stored.manifest.key.kind) == (subject.model, subject.kind)
-        and stored.manifest.key.backend == "openvino"
-    ]
+    wanted = replace(config, engine="openvino", precision="auto")
+    store = Store(config.cache_folder / "engines")
+    found = choice.fitting(subject, wanted, store, weights_hash(subject.networks))
     if not found:
         sys.stderr.write(f"no engine: python -m scripts.build_engines {options.name} --backend openvino\n")
         return 1

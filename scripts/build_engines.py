@@ -25,7 +25,7 @@ from rich.table import Table
 from engines import builder, catalog, machine, models
 from engines.artefact import Manifest, Stored
 from engines.catalog import Clip, Face
-from engines.engine import BackendName, Precision, Subject, backend_named
+from engines.engine import BackendName, Precision, Subject
 from engines.errors import BuildFailed, EngineError, UnknownModel
 from engines.key import weights_hash
 from engines.model import Config, Kind
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tell("builds the network")
                 subject = models.subject_of(part, entry, config, device)
             except EngineError as error:
+                screen.print(f"{entry.name} ({part}): {error}", style="red", markup=False, soft_wrap=True)
                 records.append({"model": entry.name, "kind": part, "passed": False, "reason": str(error)})
                 complete = False
                 continue
@@ -189,8 +190,10 @@ def build_all(
                     tell=lambda stage, name=name, precision=precision: tell(f"{name} {precision} {stage}"),  # type: ignore[misc]
                 )
                 outcomes.append(Outcome(name, precision, stored, ""))
+                if options.backend == "auto":
+                    return outcomes  # the best came first
                 if options.precision == "auto" and options.backend != "all":
-                    break  # the lower precision came first, and passed
+                    break  # the lower precision came first
             except BuildFailed as error:
                 outcomes.append(Outcome(name, precision, None, str(error)))
     return outcomes
@@ -201,8 +204,7 @@ def _backends(asked: str, device: torch.device) -> tuple[BackendName, ...]:
         return BACKENDS
     if asked != "auto":
         return tuple(name for name in BACKENDS if name == asked)
-    there = [name for name in BEST[device.type] if backend_named(name).available(device, "float32") is None]
-    return tuple(there[:1]) or BEST[device.type][:1]
+    return BEST[device.type]
 
 
 def _precisions(options: argparse.Namespace, name: BackendName) -> tuple[Precision, ...]:

@@ -86,6 +86,8 @@ def engine_config(settings: Settings) -> Config:
         require_device=settings.require_device,
         engine=settings.engine,
         precision=settings.precision,
+        # Where something better is being built, the start does not wait for it.
+        examine=settings.build == "never" or settings.engine == "eager",
         streams=settings.streams,
         hint=settings.openvino_hint,
     )

@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from engines.errors import BuildFailed, EngineMissing
-from engines.model import Info, Model
+from engines.model import Model
 from server.shelf import Loaded, Part, Shelf, in_thread
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Builds:
         except EngineMissing as error:
             log.info("%s cannot be loaded as it is: %s", part, error)
         else:
-            if models[0].info.built:
+            if _all_built(models):
                 return models
             del models  # the memory is for the build
         try:
@@ -99,7 +99,7 @@ class Builds:
     def look_at(self, loaded: Loaded, shelf: Shelf) -> None:
         """Build an engine in the background for what was loaded without one, and then let it take its place."""
         with self._lock:
-            if self._when != "background" or self._closed or loaded.model.info.built or loaded.part in self._states:
+            if self._when != "background" or self._closed or _all_built(loaded.models) or loaded.part in self._states:
                 return
             self._states[loaded.part] = "waiting"
         task = asyncio.create_task(self._build_and_swap(loaded.part, shelf), name=f"build {loaded.part}")
@@ -118,12 +118,12 @@ class Builds:
             self._note(part, f"failed: {error}")
 
     async def _swap(self, part: Part, shelf: Shelf) -> None:
-        before = next((loaded.model.info for loaded in shelf.loaded() if loaded.part == part), None)
+        before = next((_run_on(loaded.models) for loaded in shelf.loaded() if loaded.part == part), None)
         if before is None:
             return  # it was unloaded meanwhile; the next load finds the engine
         models = await in_thread(lambda: tuple(self._load(part)), f"load {part}")
         info = models[0].info
-        if _runs_on(info) == _runs_on(before):
+        if _run_on(models) == before:
             log.info("%s stays on %s %s: %s", part, info.backend, info.precision, info.reason)
         elif await shelf.swap(part, models):
             log.info("%s now runs on %s %s: %s", part, info.backend, info.precision, info.reason)
@@ -186,8 +186,14 @@ class Builds:
                 task.cancel()
 
 
-def _runs_on(info: Info) -> tuple[str, str, str, bool]:
-    return info.device, info.backend, info.precision, info.built
+def _all_built(models: Sequence[Model]) -> bool:
+    """Return whether no replica goes without: each device has engines of its own."""
+    return all(model.info.built for model in models)
+
+
+def _run_on(models: Sequence[Model]) -> list[tuple[str, str, str, bool]]:
+    infos = [model.info for model in models]
+    return [(info.device, info.backend, info.precision, info.built) for info in infos]
 
 
 def _reasons(out: str) -> str:

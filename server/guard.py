@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 
-GRACE_S = 3.0  # for a build to remove what it has half made
+GRACE_S = 3.0  # for compilers to end by themselves; a draft that was begun stays, and the next build sweeps it away
 
 
 def main(command: list[str]) -> int:

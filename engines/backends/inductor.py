@@ -22,9 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C._aoti import AOTIModelPackageLoader
-from torch._inductor import aoti_compile_and_package, config
-from torch._inductor.utils import fresh_cache
 from torch.export import ExportedProgram
 
 from engines import export
@@ -40,6 +37,16 @@ OPTIONS = {
 }
 MOST_RECORDINGS = 48  # the buckets 1 to 32 at eight lengths: what comes in more shapes is not recorded
 FOLDED = {getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """What this backend is made of is private to torch, and may stand elsewhere in another version."""
+
+    loader: Any
+    compile_and_package: Any
+    fresh_cache: Any
+    compiler: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,10 @@ class Recorder:
 
 def available(device: torch.device, precision: Precision) -> str | None:
     """Return None, or one sentence that says why AOTInductor cannot build for `precision` on `device`."""
-    compiler = config.cpp.cxx[1]
+    try:
+        compiler = _private().compiler
+    except ImportError as error:
+        return _elsewhere(error)
     if shutil.which(compiler) is None:
         return f"AOTInductor needs a C++ compiler to build, and there is no {compiler}: install it (Debian: g++)."
     return export.refusal(device, precision)
@@ -135,14 +145,24 @@ def available(device: torch.device, precision: Precision) -> str | None:
 def build(module: nn.Module, spec: Spec, folder: Path) -> None:
     """Export and compile `module` into `folder`; raises BuildFailed."""
     try:
+        private = _private()
+    except ImportError as error:
+        raise BuildFailed(_elsewhere(error)) from error
+    try:
         program = export.exported(export.lowered(module, spec.precision).to(spec.device), spec)
         _name_numbers(program)
         # Compilers write their caches into the folder, where they are found and removed with it if this process dies.
-        with tempfile.TemporaryDirectory(dir=folder) as caches, fresh_cache(dir=caches), warnings.catch_warnings():
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as caches,
+            private.fresh_cache(dir=caches),
+            warnings.catch_warnings(),
+        ):
             # The compiler itself calls a part of torch that torch calls deprecated.
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
             with torch.no_grad():
-                aoti_compile_and_package(program, package_path=str(_file(spec, folder)), inductor_configs=dict(OPTIONS))
+                private.compile_and_package(
+                    program, package_path=str(_file(spec, folder)), inductor_configs=dict(OPTIONS)
+                )
     except Exception as error:  # the exporter runs the network's code, the compiler another process: any error may come
         raise BuildFailed(f"AOTInductor cannot compile {spec.network}: {_first_line(error)}") from error
 
@@ -153,11 +173,14 @@ def load(module: nn.Module, spec: Spec, folder: Path) -> Inductor:
     index = -1 if spec.device.index is None else spec.device.index  # -1 is the current GPU, or a processor
     try:
         # Single-threaded: without its own events between runs, which a CUDA graph could not hold.
-        loader = AOTIModelPackageLoader(str(file), "model", True, 1, index)
+        loader = _private().loader(str(file), "model", True, 1, index)
+    except ImportError as error:
+        raise ArtefactBroken(_elsewhere(error)) from error
     except RuntimeError as error:
         raise ArtefactBroken(f"{file} cannot be loaded, build it anew: {_first_line(error)}") from error
 
     def run(batch: Tensor) -> Tensor:
+        output: Tensor
         (output,) = loader.run([batch])
         return output
 
@@ -197,6 +220,22 @@ def _check(batch: Tensor, spec: Spec) -> None:
 def _laid_out(batch: Tensor, device: torch.device) -> Tensor:
     """Return `batch` on `device`, by rows: compiled code takes the strides for granted."""
     return batch.to(device, non_blocking=True).contiguous()
+
+
+def _private() -> Private:
+    """Import the private parts of torch; raises ImportError.
+
+    Not at the head of this module: where one is missing, the sentence about it is all that should come of it.
+    """
+    from torch._C._aoti import AOTIModelPackageLoader
+    from torch._inductor import aoti_compile_and_package, config
+    from torch._inductor.utils import fresh_cache
+
+    return Private(AOTIModelPackageLoader, aoti_compile_and_package, fresh_cache, config.cpp.cxx[1])
+
+
+def _elsewhere(error: ImportError) -> str:
+    return f"AOTInductor is not where it was in this torch, {torch.__version__} ({error}): take another backend."
 
 
 def _file(spec: Spec, folder: Path) -> Path:

@@ -38,7 +38,7 @@ class OpenVino:
     backend: BackendName = "openvino"
 
     def __init__(self, compiled: Callable[[], Any], spec: Spec) -> None:
-        """`compiled` makes an openvino.CompiledModel with one input and one output."""
+        """`compiled` makes an openvino.CompiledModel with one input and one output, as often as it is called."""
         self.precision = spec.precision
         self.device = spec.device
         self._compile = compiled
@@ -120,14 +120,16 @@ def load(module: nn.Module, spec: Spec, folder: Path) -> OpenVino:
     file = _file(spec, folder)
     plugin = "CPU" if spec.device.type == "cpu" else f"GPU.{spec.device.index or 0}"
     try:
-        return OpenVino(partial(_compiled, file, plugin, _options(spec)), spec)
+        # Kept for as long as the engine lives, to compile it again: by then the folder may be gone. What it holds of
+        # the weights is a mapping of their file, which stays when the file goes.
+        model = intel.openvino().Core().read_model(file)
+        return OpenVino(partial(_compiled, model, plugin, _options(spec)), spec)
     except RuntimeError as error:  # all that OpenVINO raises here: files missing, cut off, or of another version
         raise ArtefactBroken(f"{file} cannot be loaded, build it anew: {_last_line(error)}") from error
 
 
-def _compiled(file: Path, plugin: str, options: dict[str, object]) -> Any:
-    core = intel.openvino().Core()
-    return core.compile_model(core.read_model(file), plugin, options)
+def _compiled(model: Any, plugin: str, options: dict[str, object]) -> Any:
+    return intel.openvino().Core().compile_model(model, plugin, options)
 
 
 def _options(spec: Spec) -> dict[str, object]:

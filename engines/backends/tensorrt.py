@@ -8,6 +8,11 @@ deprecated. The runtime of the package takes a plan as it is, and a plan asks fo
 A plan is all or nothing: an operation without a converter fails the build and is named. Splitting the network instead
 would give up on speed silently, and could not be saved this way.
 
+Networks with two free sizes, as P-Net's pictures, are refused. A plan has one profile, and TensorRT sets memory aside
+for the largest shape in it: at 65,536 pixels a side the first layer of P-Net would fill 170 GB. With a lower bound some
+photos would fail, since for the smallest faces a level of the pyramid is as large as the photo. So the detector, which
+is of one backend as a whole, stays with another. One free size, as that of texts, is small.
+
 Deliberately does not use: the package's own engine cache, whose key leaves out weights, GPU and TensorRT's version; its
 CUDA graphs, a switch of the whole process that records anew whenever the shape differs from the last one, which batches
 in buckets would make it do all the time. Imports torch_tensorrt only when asked for. Knows no networks.
@@ -85,6 +90,11 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
     """
     if (reason := available(spec.device, spec.precision)) is not None:
         raise BuildFailed(reason)
+    if len(spec.free) > 1:
+        raise BuildFailed(
+            f"TensorRT would set memory aside for the largest picture of all, and {spec.network} takes pictures of any "
+            "size: take inductor for it, or torchscript."
+        )
     spec = replace(spec, example=_widened(spec.example), dtype=torch.float32 if _narrow(spec.dtype) else spec.dtype)
     try:
         with torch.cuda.device(_ordinal(spec.device)):

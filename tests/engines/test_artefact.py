@@ -1,5 +1,6 @@
 """What makes the folder of an engine good is checked file by file, link by link, mode by mode."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,31 @@ def test_the_manifest_reads_as_it_was_written(engine: Path) -> None:
     text = (engine / FILE).read_text(encoding="utf-8")
     assert '"backend": "openvino"' in text
     artefact.verify(stored)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("timings", {}, r"do not ascend from 1: \[\]"),
+        ("timings", {"1": 0.0, "8": 1.0}, r"timings\.1: Input should be greater than 0"),
+        ("timings", {"1": 3.0, "8": -1.0}, r"timings\.8: Input should be greater than 0"),
+        ("timings", {"1": float("nan"), "8": 1.0}, r"timings\.1: Input should be a finite number"),
+        ("timings", {"1": 3.0, "8": None}, r"timings\.8: Input should be a valid number"),
+        ("timings", {"8": 3.0, "1": 3.0}, r"do not ascend from 1: \[8, 1\]"),
+        ("timings", {"2": 3.0, "8": 3.0}, r"do not ascend from 1: \[2, 8\]"),
+        ("timings", {"0": 3.0, "1": 3.0}, r"timings\.0.*: Input should be greater than 0"),
+        ("reference_timings", {"1": 3.0}, r"timed for \[1, 8\], eager float32 for \[1\]"),
+        ("reference_timings", {"1": 3.0, "8": float("inf")}, r"reference_timings\.8: Input should be a finite number"),
+        ("report", {"failures": ["it drifts"]}, "did not pass the gate: it drifts"),
+        ("report", {"lowest_cosine": float("nan")}, "not all finite"),
+    ],
+)
+def test_a_manifest_with_odd_numbers_is_not_read(engine: Path, field: str, value: object, reason: str) -> None:
+    found = json.loads((engine / FILE).read_text(encoding="utf-8"))
+    found[field] = found[field] | value if field == "report" else value
+    (engine / FILE).write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(ArtefactBroken, match=f"{FILE} cannot be understood .*{reason}"):
+        artefact.read(engine)
 
 
 def longer(engine: Path) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from engines import builder, catalog, choice, clip
+from engines import builder, catalog, choice, clip, machine
 from engines.artefact import Manifest
 from engines.choice import choose
-from engines.engine import BackendName, Layout, Precision, Subject, backend_named, powers_of_two
+from engines.engine import BackendName, Engine, Layout, Precision, Spec, Subject, backend_named, powers_of_two
+from engines.errors import ArtefactBroken
 from engines.key import Key, key_for
 from engines.model import Config
 from engines.parity import Report
@@ -45,6 +47,8 @@ def publish(
     *,
     rates: Sequence[float],
     untrained: bool = False,
+    layout: Layout = Layout(),  # noqa: B008 - frozen
+    cores: int = 2,
     **fields: str,
 ) -> Path:
     """Put an engine into the store with items/s by bucket, beside an eager float32 of 10; `fields` change its key."""
@@ -57,12 +61,12 @@ def publish(
         report=Report(0.9999, 0.01, 1.0, ()),
         timings=dict(zip(buckets, rates, strict=True)),
         reference_timings=dict.fromkeys(buckets, 10.0),
-        layout=Layout(),
+        layout=layout,
         untrained=untrained,
         build_seconds=1.0,
         memory_bytes=1,
         made="2026-11-23T00:00:00+00:00",
-        cores=2,
+        cores=cores,
     )
     with store.draft(key) as folder:
         (folder / "visual.bin").write_bytes(b"compiled")
@@ -154,6 +158,65 @@ def test_a_truncated_artefact_is_set_aside_and_the_next_best_taken(
     assert chosen.reason.startswith("2.0 x")
     assert "visual.bin has 3 bytes, 8 were published" in caplog.text
     assert not best.exists()
+
+
+def test_an_engine_that_cannot_be_loaded_now_stays_for_later(
+    tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short(Broken):
+        def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+            raise ArtefactBroken("There is no memory left.")
+
+    publish(tmp_path, tower, "torchscript", rates=(20, 20))
+    best = publish(tmp_path, tower, "openvino", rates=(90, 90))
+    short, fine = Short(faithful), Broken(faithful)
+    monkeypatch.setattr(builder, "backend_named", lambda name: short if name == "openvino" else fine)
+    with caplog.at_level(logging.WARNING):
+        assert choose(tower, replace(ANY, cache_folder=tmp_path)).reason.startswith("2.0 x")
+    assert "openvino float32 cannot be loaded now. There is no memory left." in caplog.text
+    assert best.is_dir()
+
+
+def test_streams_are_those_measured_unless_the_cores_are_others(
+    tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Noting(Broken):
+        def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+            seen.append(spec.layout.streams)
+            return super().load(module, spec, folder)
+
+    monkeypatch.setattr(builder, "backend_named", lambda name: Noting(faithful))
+    publish(tmp_path, tower, "openvino", rates=(90, 90), layout=Layout(streams=4), cores=8)
+    for cores, asked in ((8, 0), (2, 0), (2, 3)):
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+        choose(tower, replace(ANY, cache_folder=tmp_path, streams=asked))
+    assert seen == [4, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        (ANY, "python -m scripts.build_engines demo builds one"),
+        (replace(ANY, engine="openvino", precision="bfloat16"), "demo --backend openvino --precision bfloat16 builds"),
+        (replace(ANY, precision="int8"), "no backend builds one"),
+        (replace(ANY, engine="eager"), "the settings ask for eager PyTorch"),
+    ],
+)
+def test_the_advice_builds_what_the_settings_ask_for(
+    tower: Subject, tmp_path: Path, config: Config, advice: str
+) -> None:
+    assert advice in choose(tower, replace(config, cache_folder=tmp_path)).reason
+
+
+def test_nothing_is_examined_where_something_better_is_on_its_way(
+    tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(builder, "build", lambda *args, **kwargs: asked.append("build"))
+    assert choose(tower, replace(ANY, cache_folder=tmp_path, examine=False)).engine.precision == "float32"
+    assert asked == []
 
 
 def test_an_unreadable_manifest_costs_nothing_but_its_engine(tower: Subject, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 import logging
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from engines import catalog, faces, mtcnn, weights
-from engines.errors import WeightsBroken
+from engines import catalog, faces, memory, mtcnn, weights
+from engines.errors import OutOfMemory, WeightsBroken
 from engines.model import Config
 from scripts.calibrate_facenet import calibrate, drawn_face, mean_cosine
 from tests.engines.faces_data import crowd, montage, photo, portraits
@@ -105,6 +108,67 @@ def test_a_box_that_nothing_can_be_cut_from_goes_with_its_score(
     assert found[0].scores.tolist() == scores[[1, 3]].tolist()
     assert found[0].boxes.tolist() == boxes[[1, 3]].tolist()
     assert found[1].scores.tolist() == scores[[1, 2, 3]].tolist()
+
+
+def fails_with(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object) -> Tensor:
+        raise type(error)(*error.args)
+
+    return fail
+
+
+@pytest.mark.parametrize("where", ["area_table", "resample", "nms"])
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), RuntimeError("CUDA: out of memory")],
+    ids=["allocator", "library"],
+)
+def test_memory_that_runs_out_around_the_networks_is_told_and_not_remembered(
+    detector: faces.Detector, monkeypatch: pytest.MonkeyPatch, where: str, error: RuntimeError
+) -> None:
+    items = [detector.prepare(Image.new("RGB", size), 0.7) for size in ((40, 30), (90, 60), (10, 20))]
+    with monkeypatch.context() as patch:
+        patch.setattr(mtcnn, where, fails_with(error))
+        with pytest.raises(
+            OutOfMemory, match="left on cpu to look for faces in 3 pictures of up to 90x60 pixels: load"
+        ):
+            detector.run(items)
+    assert len(detector.run(items)) == 3
+
+
+def test_nothing_of_a_picture_without_memory_is_alive_when_memory_is_freed(
+    detector: faces.Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def without_memory(table: mtcnn.AreaTable, *_: object) -> Tensor:
+        tables.append(weakref.ref(table.sums))
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(mtcnn, "resample", without_memory)
+    monkeypatch.setattr(memory, "release", lambda: alive.extend(table() is not None for table in tables))
+    with pytest.raises(OutOfMemory, match="in 1 picture of up to 90x60 pixels") as told:
+        detector.run([detector.prepare(Image.new("RGB", (90, 60)), 0.7)])
+    assert alive == [False]
+    assert told.value.__context__ is None, "the chain would hold what was computed"
+
+
+def test_a_network_without_memory_is_told_as_the_picture_that_asked_for_it(
+    detector: faces.Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtcnn, "resample", fails_with(OutOfMemory("no memory for one input of 3x60x90")))
+    with pytest.raises(OutOfMemory, match="to look for faces in 1 picture of up to 90x60") as told:
+        detector.run([detector.prepare(Image.new("RGB", (90, 60)), 0.7)])
+    assert told.value.__context__ is None
+
+
+def test_any_other_error_of_the_detector_is_passed_on(
+    detector: faces.Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mtcnn, "resample", fails_with(RuntimeError("index out of range")))
+    with pytest.raises(RuntimeError, match="index out of range"):
+        detector.run([detector.prepare(Image.new("RGB", (90, 60)), 0.7)])
 
 
 def test_crops_are_those_of_extract_face(recogniser: faces.Recogniser) -> None:

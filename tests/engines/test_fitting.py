@@ -134,6 +134,19 @@ def test_an_error_that_does_not_say_what_it_was_counts_if_the_allocator_refused_
     assert engine.calls == [8, 4, 4]
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PYTORCH, True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(error: RuntimeError, expected: bool) -> None:
+    assert fitting.is_out_of_memory(error) is expected
+
+
 def test_any_other_error_is_passed_on_and_changes_nothing() -> None:
     engine = Small(8, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     fitted = Fitting(engine, BUCKETS)

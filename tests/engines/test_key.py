@@ -135,6 +135,14 @@ def test_the_sources_of_the_engines_and_of_the_backend_change_it(
     key._code.cache_clear()
 
 
+def test_all_modules_that_define_networks_or_what_the_gate_runs_are_sources() -> None:
+    here = Path(key.__file__).parent
+    told = ("(nn.Module)", "from engines.subject import")
+    defining = {path.name for path in here.glob("*.py") if any(words in path.read_text() for words in told)}
+    assert {"clip.py", "faces.py"} <= defining
+    assert defining <= {*key.CODE}
+
+
 def test_a_backend_without_its_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(key.COMPILERS, "openvino", ("no-such-compiler", "torch"))
     with pytest.raises(EngineMissing, match="openvino needs no-such-compiler: install it"):

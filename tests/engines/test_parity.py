@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from engines.engine import Precision
-from engines.parity import LIMITS, examine
+from engines.parity import LIMITS, examine, examine_faces
 
 BUCKETS = (1, 2, 4, 8)
 INPUTS = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
@@ -119,3 +121,42 @@ def test_outputs_that_lie_close_together_need_more_than_a_cosine() -> None:
 def test_too_few_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 4"):
         examine(reference(INPUTS[:3]), reference, INPUTS[:3], BUCKETS, "float32")
+
+
+BOXES = np.array([[10, 10, 60, 70], [100, 20, 140, 70]], dtype=np.float32)
+SCORES = np.array([0.99, 0.8], dtype=np.float32)
+Found = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def faces(boxes: NDArray[np.float32] = BOXES, scores: NDArray[np.float32] = SCORES) -> Found:
+    return [(boxes, scores), (np.zeros((0, 4), np.float32), np.zeros(0, np.float32))]
+
+
+def test_the_same_faces_pass_also_with_rounding() -> None:
+    report = examine_faces(faces(), faces(BOXES + 0.1), faces(BOXES - 0.1), "float32")
+    assert report.passed, report
+    assert 0.98 <= report.lowest_cosine < 1
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "reason"),
+    [
+        (faces(BOXES[:1], SCORES[:1]), faces(), "picture 1 has 2 faces, 1 were found"),
+        (faces(), faces(BOXES[:1], SCORES[:1]), "1 in a batch"),
+        (faces(BOXES + 3), faces(), "a box overlaps that of eager float32"),
+        (faces(), faces(BOXES + 3), "a box overlaps itself in a batch"),
+        (faces(BOXES[[0, 0]]), faces(), "two faces became one"),
+        (faces(scores=SCORES * np.float32(0.75)), faces(), "a score differs by 0.2475"),
+        (faces(), faces(scores=SCORES * np.float32("nan")), "a score differs by nan"),
+        (faces(BOXES * np.float32("nan")), faces(), "overlaps"),
+    ],
+)
+def test_other_faces_are_refused(alone: Found, together: Found, reason: str) -> None:
+    report = examine_faces(faces(), alone, together, "bfloat16")
+    assert any(reason in failure for failure in report.failures), report.failures
+
+
+def test_a_reference_that_is_no_number_lets_nothing_pass() -> None:
+    broken = reference(INPUTS)
+    broken[3] = float("nan")
+    assert not examine(broken, lambda batch: torch.randn(len(batch), 32), INPUTS, BUCKETS, "bfloat16").passed

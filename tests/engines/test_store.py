@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from engines.artefact import FILE
+from engines import artefact
+from engines import store as store_module
+from engines.artefact import FILE, Stored
 from engines.errors import ArtefactBroken, BuildFailed
 from engines.parity import Report
 from engines.store import BROKEN_KEPT, Store
@@ -102,9 +105,8 @@ def test_two_drafts_at_once_leave_each_other_alone(folder: Path) -> None:
 
 def test_what_failed_the_gate_is_not_published(folder: Path) -> None:
     store = Store(folder)
-    failed = manifest(report=Report(0.5, 0.9, 1.0, ("its lowest cosine is 0.5",)))
-    with store.draft(KEY) as draft, pytest.raises(BuildFailed, match=r"lowest cosine is 0\.5"):
-        store.publish(KEY, draft, failed)
+    with store.draft(KEY) as draft, pytest.raises(ValidationError, match=r"lowest cosine is 0\.5"):
+        store.publish(KEY, draft, manifest(report=Report(0.5, 0.9, 1.0, ("its lowest cosine is 0.5",))))
     with store.draft(KEY) as draft, pytest.raises(ValueError, match="device: built with"):
         store.publish(KEY, draft, manifest(OTHER))
     assert entries(folder) == set()
@@ -261,6 +263,54 @@ def test_a_truncated_file_is_set_aside_on_request(folder: Path, caplog: pytest.L
     assert "2,999 bytes" in caplog.text
 
 
+def test_an_engine_that_took_the_place_of_a_broken_one_stays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = build(folder, b"old")
+    build(folder, b"newer")
+    Store(folder).set_aside(old, "It is broken.")
+    assert contents(Store(folder)) == [b"newer"]
+    assert entries(folder) == {KEY.digest()}
+    assert not caplog.records
+
+
+def test_one_that_became_readable_while_it_was_looked_at_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(folder, b"old").folder
+    (engine / FILE).unlink()
+    read = artefact.read
+
+    def read_slowly(path: Path) -> Stored:
+        """Another builder publishes between the look at the manifest and what follows from it."""
+        monkeypatch.setattr(artefact, "read", read)
+        try:
+            return read(path)
+        finally:
+            build(folder, b"newer")
+
+    monkeypatch.setattr(artefact, "read", read_slowly)
+    assert Store(folder).find(KEY) is None
+    assert contents(Store(folder)) == [b"newer"]
+    assert entries(folder) == {KEY.digest()}
+
+
+def test_what_another_process_builds_anew_is_left_to_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stored = build(folder, b"old")
+    held, go = PROCESSES.Event(), PROCESSES.Event()
+    child = PROCESSES.Process(target=hold, args=(folder, held, go))
+    child.start()
+    assert held.wait(60)
+    store = Store(folder)
+    for _ in range(2):
+        store.set_aside(stored, "It is broken.")
+    (stored.folder / FILE).unlink()
+    assert store.all() == []
+    go.set()
+    child.join(60)
+    assert contents(store) == [b"by the other"]
+    assert entries(folder) == {KEY.digest()}
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 2
+    assert all("is ignored while another process builds it" in message for message in messages)
+
+
 def test_only_the_newest_broken_ones_are_kept(folder: Path) -> None:
     store = Store(folder)
     for number in range(BROKEN_KEPT + 2):
@@ -301,6 +351,29 @@ def test_a_folder_that_cannot_be_written_is_read(folder: Path, caplog: pytest.Lo
     assert "cannot be set aside (Permission denied)" in record.message
 
 
+def test_what_takes_the_place_of_an_ignored_one_is_used(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (build(folder).folder / FILE).write_text("{", encoding="utf-8")
+    store = Store(folder)
+    folder.chmod(0o555)
+    try:
+        with unprivileged():
+            assert [store.find(KEY), store.find(KEY)] == [None, None]
+    finally:
+        folder.chmod(0o755)
+    assert len(caplog.records) == 1
+    build(folder, b"newer")
+    with unprivileged():
+        assert contents(store) == [b"newer"]
+
+
+def test_a_process_has_one_store_for_a_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(folder)
+    folder.chmod(0o777)
+    assert [store_module.at(folder).all(), store_module.at(folder).all()] == [[], []]
+    assert len(caplog.records) == 1
+    assert store_module.at(folder) is not store_module.at(folder / "another")
+
+
 def test_a_folder_that_cannot_be_read_is_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     build(folder)
     folder.chmod(0o000)
@@ -338,3 +411,68 @@ def test_a_refusal_is_kept_until_the_engine_passes(folder: Path, caplog: pytest.
     store.refuse(KEY, "again")
     build(folder)
     assert store.refusal(KEY) is None
+
+
+NEWER = KEY.model_copy(update={"torch": "2.13.0", "code": "2" * 32, "inputs": "visual: other shapes"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "stays"),
+    [
+        ({}, False),
+        ({"weights": "3" * 32}, True),  # random ones beside real ones
+        ({"device": "x86_64 Intel Xeon 6 143"}, True),
+        ({"instructions": "avx2"}, True),
+        ({"kind": "textual"}, True),
+        ({"precision": "float32"}, True),
+        ({name: getattr(NEWER, name) for name in ("torch", "code")}, True),  # other shapes alone
+    ],
+)
+def test_an_engine_replaces_those_of_other_versions_on_the_same_device(
+    folder: Path, changes: dict[str, str], stays: bool
+) -> None:
+    older = KEY.model_copy(update=changes)
+    refused = older.model_copy(update={"preparation": "another"})
+    store = Store(folder)
+    build(folder, key=older)
+    store.refuse(refused, "it drifts")
+    build(folder, key=NEWER)
+    assert {stored.manifest.key for stored in store.all()} == ({older, NEWER} if stays else {NEWER})
+    assert store.refusal(refused) == ("it drifts" if stays else None)
+    assert len(entries(folder)) == (3 if stays else 1)
+
+
+def test_a_refusal_replaces_refusals_alone(folder: Path) -> None:
+    store = Store(folder)
+    build(folder)
+    refused = KEY.model_copy(update={"preparation": "another"})
+    store.refuse(refused, "it drifts")
+    store.refuse(NEWER, "it drifts still")
+    assert (store.refusal(refused), store.refusal(NEWER)) == (None, "it drifts still")
+    assert [stored.manifest.key for stored in store.all()] == [KEY]
+
+
+def test_an_older_engine_that_another_process_holds_is_not_deleted(folder: Path) -> None:
+    build(folder, b"old")
+    held, go = PROCESSES.Event(), PROCESSES.Event()
+    child = PROCESSES.Process(target=hold, args=(folder, held, go))
+    child.start()
+    assert held.wait(60)
+    build(folder, key=NEWER)
+    found = {stored.manifest.key for stored in Store(folder).all()}
+    go.set()
+    child.join(60)
+    assert found == {KEY, NEWER}
+
+
+def test_what_cannot_be_read_or_is_not_ours_does_not_keep_an_engine_from_being_published(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = build(folder).folder
+    (broken / FILE).write_text("{", encoding="utf-8")
+    (folder / ".refused-odd.json").write_text("{", encoding="utf-8")
+    (folder / "read me").write_text("nothing of ours", encoding="utf-8")
+    build(folder, key=NEWER)
+    assert Store(folder).find(NEWER) is not None
+    assert broken.exists()
+    assert ".refused-odd.json cannot be read or deleted" in caplog.text

@@ -30,5 +30,5 @@ def test_the_same_faces_are_found_as_on_the_processor(device: torch.device) -> N
     expected = [face for picture in pictures for face in found_in(on_cpu, [picture])]
     assert sum(len(boxes) for boxes, _ in expected) >= 10
     alone = [face for picture in pictures for face in found_in(on_gpu, [picture])]
-    report = parity.examine_faces(expected, alone, found_in(on_gpu, pictures))
+    report = parity.examine_faces(expected, alone, found_in(on_gpu, pictures), "float32")
     assert report.passed, report

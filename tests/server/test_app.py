@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient
 from PIL import Image
 
-from engines.errors import ArtefactBroken, BuildFailed, EngineError, EngineMissing, WeightsMissing
+from engines.errors import ArtefactBroken, BuildFailed, EngineError, EngineMissing, OutOfMemory, WeightsMissing
 from server.app import DOOR, PRELOAD, SHELF, create_app
 from server.settings import Settings
 from server.shelf import Part
@@ -363,7 +363,7 @@ async def test_models_lists_what_is_known_and_what_is_loaded() -> None:
     assert next(one for one in body["known"]["facial-recognition"] if one["name"] == "demo")["untrained"] is True
 
 
-@pytest.mark.parametrize("error", [EngineMissing, BuildFailed, ArtefactBroken])
+@pytest.mark.parametrize("error", [EngineMissing, BuildFailed, ArtefactBroken, OutOfMemory])
 async def test_an_engine_that_is_not_there_is_503_with_the_sentence(error: type[EngineError]) -> None:
     engines = FakeEngines()
     engines.error = error("no engine of openvino is built: run python -m scripts.build_engines demo")

@@ -75,6 +75,18 @@ class Engines(FakeEngines):
         return [(kind, int(number)) for kind, number in (line.split() for line in lines)]
 
 
+class Pair(Engines):
+    """Two replicas, the second on a device that has engines once `second` lies in the folder."""
+
+    def load(self, part: Part) -> tuple[FakeModel, ...]:
+        (model,) = super().load(part)
+        twin = FakeModel(part.kind, part.entry.name)
+        twin.info = replace(model.info, device="cuda:1")
+        if not (self.folder / "second").exists():
+            twin.info = replace(twin.info, backend="fake", built=False)
+        return model, twin
+
+
 @pytest.fixture
 def engines(tmp_path: Path) -> Engines:
     return Engines(tmp_path)
@@ -140,6 +152,19 @@ async def test_what_is_built_or_not_to_be_built_starts_no_child(engines: Engines
         assert await backend(shelf, TEXTUAL) == "fake"
         assert builds.state(TEXTUAL) is None
     assert engines.runs() == []
+
+
+@pytest.mark.parametrize("when", ["background", "require"])
+async def test_a_replica_without_an_engine_is_built_for_too(tmp_path: Path, when: When) -> None:
+    pair = Pair(tmp_path)
+    (tmp_path / "visual.engine").touch()
+    async with building(pair, when) as (_, shelf):
+        asking = asyncio.create_task(backend(shelf, VISUAL))
+        await until(lambda: bool(pair.runs()))
+        for name in ("second", "go"):
+            (tmp_path / name).touch()
+        assert await asking == "openvino"
+        await until(lambda: all(model.info.built for model in shelf.loaded()[0].models))
 
 
 @pytest.mark.parametrize(

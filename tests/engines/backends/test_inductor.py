@@ -4,6 +4,8 @@ Compiling takes half a minute each, so three networks are compiled for all tests
 """
 
 import logging
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engines import backends
 from engines.backends import inductor
 from engines.backends.inductor import Inductor, Recorder, Recording
-from engines.engine import Precision, Spec
+from engines.engine import Precision, Spec, backend_named
 from engines.errors import ArtefactBroken, BuildFailed
 from tests.engines.backends.networks import assert_engine_equals, assert_untouched, in_fresh_process, state_of
 from tests.engines.backends.small_networks import CPU, Free, Sample, proposal_stage, spec_of, text_tower
@@ -130,6 +133,22 @@ def test_it_says_why_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "openvino" in str(inductor.available(CPU, "int8"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "needs a C++ compiler" in str(inductor.available(CPU, "float32"))
+
+
+@pytest.mark.parametrize("missing", ["torch._inductor", "torch._inductor.utils", "torch._C._aoti"])
+def test_a_torch_that_has_moved_what_is_private_is_told(
+    missing: str, proposal: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # Python then refuses to import it
+    monkeypatch.setattr(backends, "inductor", inductor)  # puts back what is imported anew below
+    monkeypatch.delitem(sys.modules, "engines.backends.inductor")
+    backend = backend_named("inductor")
+    sentence = rf"AOTInductor is not where it was in this torch, .*{missing}.*: take another backend\."
+    assert re.search(sentence, str(backend.available(CPU, "float32")))
+    with pytest.raises(BuildFailed, match=sentence):
+        backend.build(proposal.module, proposal.spec, tmp_path)
+    with pytest.raises(ArtefactBroken, match=sentence):
+        backend.load(proposal.module, proposal.spec, proposal.folder)
 
 
 def doubled(batch: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """OpenVINO compiles what eager computes, in every size, and gives its memory back."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -157,6 +158,28 @@ def test_a_part_that_fails_is_told(bad: int, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="shape infer"):
             engine(broken)
         assert engine(good).tolist() == [[1.0, 2.0]] * 6
+
+
+def test_a_batch_after_one_that_failed_needs_no_folder(tmp_path: Path) -> None:
+    good = torch.tensor([[1.0, -1.0, 2.0, -1.0]]).repeat(6, 1)
+    spec = spec_of(good, "float32")
+    openvino.build(Picky(), spec, tmp_path)
+    engine = openvino.load(Picky(), spec, tmp_path)
+    shutil.rmtree(tmp_path)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="shape infer"):
+            engine(-good.abs())
+        assert engine(good).tolist() == [[1.0, 2.0]] * 6
+
+
+def test_weights_stay_when_their_file_goes(tmp_path: Path) -> None:
+    module, spec = built(picture_tower(), tmp_path)
+    engine = openvino.load(module, spec, tmp_path)
+    expected = engine(spec.example)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(RuntimeError):
+        engine(spec.example[:, :-1])
+    assert torch.equal(engine(spec.example), expected)
 
 
 class Part:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from engines import export, mtcnn
 from engines.backends import tensorrt
-from engines.engine import Precision
+from engines.engine import Layout, Precision
 from engines.errors import ArtefactBroken, BuildFailed
+from engines.subject import Stages
 from scripts.check_tensorrt import pinned
 from tests.engines.backends.small_networks import (
     CPU,
     Sample,
     picture_tower,
-    proposal_stage,
     smaller,
     spec_of,
     text_tower,
@@ -30,6 +30,11 @@ from tests.engines.backends.tensorrt_stub import CONVERT, RECORD, Stub, signatur
 
 GPU = torch.device("cuda", 0)
 SOURCE = ast.parse(Path(tensorrt.__file__).read_text(encoding="utf-8"))
+
+
+def output_stage() -> Sample:
+    levels = torch.rand(8, 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 255
+    return mtcnn.load_stages()[2], levels, ()
 
 
 def calls() -> list[tuple[str, ast.Call]]:
@@ -85,8 +90,8 @@ def test_the_defaults_that_would_be_wrong_are_overridden() -> None:
         (picture_tower, "bfloat16", 0.999),
         (text_tower, "float32", 0.99999),
         (text_tower, "float16", 0.999),
-        (proposal_stage, "float32", 0.99999),
-        (proposal_stage, "float16", 0.999),
+        (output_stage, "float32", 0.99999),
+        (output_stage, "float16", 0.999),
     ],
 )
 def test_what_is_compiled_is_the_network_in_its_precision(
@@ -121,8 +126,7 @@ def test_bytes_become_float32_before_the_plan_and_ids_stay_ids(stub: Stub, tmp_p
 
 
 def test_no_pooling_that_rounds_up_is_left(stub: Stub, tmp_path: Path) -> None:
-    levels = torch.rand(8, 3, 48, 48, generator=torch.Generator().manual_seed(1)) * 255
-    module = mtcnn.load_stages()[2]
+    module, levels, _ = output_stage()
     spec = spec_of(levels, "float32")
     tensorrt.build(module, spec, tmp_path)
     pools = [node for node in unfolded(stub.program).graph.nodes if "max_pool2d" in str(node.target)]
@@ -158,14 +162,21 @@ def test_no_pooling_is_left_that_sets_strides(stub: Stub, tmp_path: Path) -> Non
 
 
 def test_the_plan_is_for_every_size_and_tuned_for_full_batches_of_the_usual_one(stub: Stub, tmp_path: Path) -> None:
-    module, example, _ = proposal_stage()
-    tensorrt.build(module, spec_of(example, "float32", largest=8, free=((1, 12, 90), (2, 12, 80))), tmp_path)
+    module, example, _ = text_tower()
+    tensorrt.build(module, spec_of(example[:, :40], "float32", largest=8, free=((0, 13, 77),)), tmp_path)
     given = stub.given["torch_tensorrt.Input"]
-    assert (given["min_shape"], given["opt_shape"], given["max_shape"]) == (
-        (1, 3, 12, 12),
-        (8, 3, 40, 60),
-        (8, 3, 90, 80),
-    )
+    assert (given["min_shape"], given["opt_shape"], given["max_shape"]) == ((1, 13), (8, 40), (8, 77))
+
+
+def test_pictures_of_any_size_are_refused_in_a_sentence_and_leave_nothing(stub: Stub, tmp_path: Path) -> None:
+    network = Stages(mtcnn.load_stages(), CPU).networks[0]
+    spec = network.spec("float32", CPU, Layout(), (1,))
+    with pytest.raises(
+        BuildFailed, match=r"proposal takes pictures of any size: take inductor for it, or torchscript\.$"
+    ):
+        tensorrt.build(network.module, spec, tmp_path)
+    assert stub.given == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_names_beside_the_plan_are_those_of_the_exported_program(stub: Stub, tmp_path: Path) -> None:
@@ -182,7 +193,7 @@ def test_the_names_beside_the_plan_are_those_of_the_exported_program(stub: Stub,
 
 
 def test_the_timing_cache_is_a_file_that_nobody_else_wrote(stub: Stub, tmp_path: Path) -> None:
-    module, example, free = proposal_stage()
+    module, example, free = output_stage()
     tensorrt.build(module, spec_of(example, "float32", free=free), tmp_path)
     folder = Path(stub.given[CONVERT]["timing_cache_path"]).parent
     assert not folder.exists()
@@ -195,7 +206,7 @@ def test_what_the_compiler_raises_is_a_failed_build_that_leaves_nothing(
         raise AssertionError("Conversion of function aten::index not supported!\nand much more")
 
     monkeypatch.setattr(stub.package.dynamo, CONVERT.rpartition(".")[2], refuse)
-    module, example, free = proposal_stage()
+    module, example, free = output_stage()
     with pytest.raises(BuildFailed, match=r"TensorRT cannot compile network .*aten::index not supported!\)$"):
         tensorrt.build(module, spec_of(example, "float32", free=free), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -205,7 +216,7 @@ def test_what_the_compiler_raises_is_a_failed_build_that_leaves_nothing(
 def test_a_plan_that_cannot_be_loaded_is_told(
     spoil: str, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, example, free = proposal_stage()
+    module, example, free = output_stage()
     spec = spec_of(example, "float32", free=free)
     tensorrt.build(module, spec, tmp_path)
     if spoil == "refused":
@@ -234,7 +245,7 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     reason = tensorrt.available(GPU, "float32")
     assert reason is not None
     assert reason.startswith("torch-tensorrt is not installed: pip install")
-    module, example, _ = proposal_stage()
+    module, example, _ = output_stage()
     spec = replace(spec_of(example, "float32"), device=GPU)
     with pytest.raises(BuildFailed, match="not installed"):
         tensorrt.build(module, spec, tmp_path)
