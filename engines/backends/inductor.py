@@ -158,7 +158,7 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
             warnings.catch_warnings(),
         ):
             # The compiler itself calls a part of torch that torch calls deprecated.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+            warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
             with torch.no_grad():
                 private.compile_and_package(
                     program, package_path=str(_file(spec, folder)), inductor_configs=dict(OPTIONS)

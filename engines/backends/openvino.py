@@ -168,7 +168,7 @@ def _quiet_tracer() -> Iterator[None]:
         # The tracer warns of every size that Python code looks at. The gate runs all sizes that are in use.
         warnings.simplefilter("ignore", jit.TracerWarning)
         # From torch 2.10 on. OpenVINO's other way in, torch.export, is newer and weak in free sizes.
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
         # The tracer reads all attributes of a module, also those that transformers would rather have nobody read.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield

@@ -85,7 +85,8 @@ def _file(spec: Spec, folder: Path) -> Path:
 def _deprecated() -> Iterator[None]:
     """Keep quiet that torch.jit is deprecated, as torch does from 2.10 on: the docstring above says it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        # Whatever its category, which torch 2.14 changed.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
         yield
 
 
