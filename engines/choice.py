@@ -43,7 +43,10 @@ def choose(subject: Subject, config: Config) -> Choice:
         best = max(candidates, key=lambda one: speedup(one.manifest, candidates))
         ratio = speedup(best.manifest, candidates)
         if ratio <= 1 and config.engine in ("auto", "eager") and config.precision in ("auto", "float32"):
-            remarks.append(f"faster here than the best that passed, {_words(best.manifest)} ({ratio:.2f} x)")
+            remark = f"faster here than the best that passed, {_words(best.manifest)} ({ratio:.2f} x)"
+            if best.manifest.key.backend != "eager":  # there is nothing left to build
+                return eager_float32(subject, remark)
+            remarks.append(remark)
             break
         try:
             store.verify(best)

@@ -67,8 +67,7 @@ class Vectors:
     def expected(self) -> Tensor:
         """What eager float32 says to all inputs in full, one by one: (N, dim)."""
         (module,) = _in_float32(self.networks, self.device)
-        with torch.inference_mode():
-            return torch.cat([module(row.to(host_of(self.device))[None]).cpu() for row in self._inputs])
+        return _one_by_one(module, self._inputs, self.device)
 
     def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
         """Return what to build, for batches of `buckets` rows."""
@@ -137,8 +136,7 @@ class Stages:
         for network, engine in zip(self.networks[1:], engines[1:], strict=True):
             (module,) = _in_float32([network], self.device)
             crops = self._crops[network.name]
-            with torch.inference_mode():
-                answers = torch.cat([module(crop.to(host_of(self.device))[None]).cpu() for crop in crops])
+            answers = _one_by_one(module, crops, self.device)
             run = Fitting(engine, CROP_BUCKETS)
             reports[network.name] = parity.examine(answers, run, crops, CROP_BUCKETS, precision)
         return parity.worst(reports)
@@ -183,6 +181,12 @@ def _in_float32(networks: Sequence[Network], device: torch.device) -> list[nn.Mo
     if device.type != "cuda":
         return [network.module for network in networks]
     return [deepcopy(network.module).to(device) for network in networks]
+
+
+@torch.inference_mode()
+def _one_by_one(module: nn.Module, rows: Tensor, device: torch.device) -> Tensor:
+    """Return what `module` says to each of `rows` (N, …) alone, (N, …) on the host."""
+    return torch.cat([module(row.to(host_of(device))[None]).cpu() for row in rows])
 
 
 def _proposal(stage: mtcnn.Stage) -> Network:

@@ -190,12 +190,12 @@ def build_all(
                     tell=lambda stage, name=name, precision=precision: tell(f"{name} {precision} {stage}"),  # type: ignore[misc]
                 )
                 outcomes.append(Outcome(name, precision, stored, ""))
-                if options.backend == "auto":
-                    return outcomes  # the best came first
                 if options.precision == "auto" and options.backend != "all":
                     break  # the lower precision came first
             except BuildFailed as error:
                 outcomes.append(Outcome(name, precision, None, str(error)))
+        if options.backend == "auto" and any(outcome.stored for outcome in outcomes):
+            break  # the best backend came first
     return outcomes
 
 

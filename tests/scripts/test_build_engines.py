@@ -114,6 +114,16 @@ def test_auto_goes_on_to_float32_where_the_lower_precision_fails(
     ]
 
 
+@pytest.mark.parametrize(("precision", "passed"), [("auto", ["bfloat16"]), ("all", ["float32", "bfloat16", "float16"])])
+def test_the_best_backend_alone_builds_in_the_precisions_that_are_asked_for(
+    use: Callable[[Broken], None], capsys: pytest.CaptureFixture[str], precision: str, passed: list[str]
+) -> None:
+    use(Broken(faithful))
+    arguments = ["demo", "--kind", "textual", "--precision", precision, "--batch", "1,2"]
+    assert build_engines.main(arguments) == 0
+    assert [(one["backend"], one["precision"]) for one in records(capsys)] == [("openvino", one) for one in passed]
+
+
 def test_all_builds_what_the_settings_preload(
     use: Callable[[Broken], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
