@@ -2,15 +2,16 @@
 
 The ids equal those of open_clip's SimpleTokenizer, whose tables, cleaning and word pattern are used here. That class
 itself works through the whole text before it cuts, is quadratic in the length of a word and remembers every word for
-ever; here both lengths are bounded by what the context can hold, merging is O(n log n), and words are forgotten.
+ever; here both lengths are bounded by what the context can hold, and the words are merged by tokenizers' BPE, which is
+O(n log n) and forgets. Words are split by Python's own tables of letters: those of tokenizers are of another Unicode.
 """
 
-import heapq
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
+from tokenizers.models import BPE
 
 FULL_VOCABULARY = 49408
 BYTE_TOKENS = 512  # the 256 bytes, each also in a form that ends a word
@@ -62,37 +63,17 @@ def _tables() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
+@lru_cache(maxsize=4)
+def _merger(merges: int) -> BPE:
+    """Return what merges words by the first `merges` of the bundled merges."""
+    tables = _tables()
+    vocabulary = {token: number for token, number in tables.encoder.items() if number < BYTE_TOKENS + merges}
+    # Since Python 3.7 a dict keeps its order, here that of the ranks.
+    return BPE(vocab=vocabulary, merges=list(tables.bpe_ranks)[:merges], end_of_word_suffix="</w>", cache_capacity=0)
+
+
 @lru_cache(maxsize=8192)
 def _word_ids(word: bytes, merges: int) -> tuple[int, ...]:
-    """Merge the bytes of one word, always the pair of the lowest rank first, and return the ids of what is left.
-
-    Every merged token is made by exactly one merge, and a merge ranks above those that make its parts. So a heap of
-    (rank, place) meets the pairs in the order in which repeated passes over the word would merge them.
-    """
-    tables = _tables()
-    ranks = tables.bpe_ranks
-    symbols: list[str] = [tables.byte_encoder[byte] for byte in word]
-    symbols[-1] += "</w>"
-    before, after = list(range(-1, len(symbols) - 1)), list(range(1, len(symbols) + 1))
-    heap: list[tuple[int, int, str, str]] = []
-
-    def offer(left: int, right: int) -> None:
-        if left >= 0 and right < len(symbols):
-            rank = ranks.get((symbols[left], symbols[right]), merges)
-            if rank < merges:
-                heapq.heappush(heap, (rank, left, symbols[left], symbols[right]))
-
-    for place in range(len(symbols) - 1):
-        offer(place, place + 1)
-    while heap:
-        _, left, first, second = heapq.heappop(heap)
-        right = after[left]
-        if symbols[left] != first or right >= len(symbols) or symbols[right] != second:
-            continue  # one of the two has meanwhile become part of another token
-        symbols[left], symbols[right] = first + second, ""
-        after[left] = after[right]
-        if after[left] < len(symbols):
-            before[after[left]] = left
-        offer(before[left], left)
-        offer(left, after[left])
-    return tuple(tables.encoder[symbol] for symbol in symbols if symbol)
+    """Return the ids of the bytes of one word."""
+    encoder = _tables().byte_encoder
+    return tuple(token.id for token in _merger(merges).tokenize("".join(encoder[byte] for byte in word)))

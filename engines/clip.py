@@ -4,6 +4,7 @@ Knows how to put a tower, its weights, an engine and the preparation together. D
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Literal
@@ -11,7 +12,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load as read_safetensors
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from engines.catalog import Clip, ResizeMode
 from engines.choice import choose
 from engines.engine import Choice, Network, host_of
 from engines.fitting import Fitting
+from engines.images import Pixels
 from engines.model import Config, Info
 from engines.subject import Cut, Vectors, info_of
 from engines.tokenizer import Ids, Tokenizer
@@ -28,17 +29,20 @@ from engines.transfer import Transfer, Upload
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
 Vector = NDArray[np.float32]
 # A batch of texts is cut to the longest of them, but only to these lengths: few shapes keep memory on a GPU flat.
-LENGTHS = (16, 32)
+LENGTHS = (8, 16, 32)
 
 
 class Visual:
     """The picture side; items are uint8 (S, S, 3), results float32 (dim,) of unit length."""
 
-    def __init__(self, choice: Choice, info: Info, size: int, mode: ResizeMode, floor_offset: bool) -> None:
+    def __init__(
+        self, choice: Choice, info: Info, size: int, mode: ResizeMode, floor_offset: bool, enough_pixels: int
+    ) -> None:
+        """A picture may be decoded at a fraction of its size that has `enough_pixels` on both sides, 0 for never."""
         self.info = info
+        self.enough_pixels = enough_pixels
         self.buckets = choice.buckets
         self._engine = Fitting(choice.engine, choice.buckets)
         self._transfer = Transfer(host_of(choice.engine.device), choice.buckets)
@@ -46,9 +50,9 @@ class Visual:
         self._mode = mode
         self._floor_offset = floor_offset
 
-    def prepare(self, image: Image.Image) -> Pixels:
-        """Return the square of an RGB picture that the network sees, (S, S, 3)."""
-        return preprocess.prepare(image, self._size, self._mode, self._floor_offset)
+    def prepare(self, picture: Pixels) -> Pixels:
+        """Return the square of a picture (H, W, 3) RGB that the network sees, (S, S, 3)."""
+        return preprocess.prepare(picture, self._size, self._mode, self._floor_offset)
 
     def collate(self, items: Sequence[Pixels]) -> Upload:
         """Send at most `buckets[-1]` items to the device as (B, S, S, 3)."""
@@ -91,7 +95,9 @@ def load_visual(entry: Clip, config: Config, device: torch.device) -> Visual:
     choice, info = _place(visual_subject(entry, config, device), config)
     # The reference deployment crops for all models, and cuts the offset of the crop down where torchvision rounds.
     crop = config.resize == "crop"
-    return Visual(choice, info, entry.image_size, "shortest" if crop else entry.resize, floor_offset=crop)
+    mode = "shortest" if crop else entry.resize
+    enough = math.ceil(config.scaled_decode * entry.image_size)
+    return Visual(choice, info, entry.image_size, mode, floor_offset=crop, enough_pixels=enough)
 
 
 def load_textual(entry: Clip, config: Config, device: torch.device) -> Textual:
@@ -113,7 +119,7 @@ def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors
     if _is_untrained(entry, config):
         untrained.spread(network, torch.from_numpy(untrained.pictures(entry.image_size)))
     inputs = torch.from_numpy(
-        np.stack([preprocess.prepare(image, entry.image_size, entry.resize) for image in samples.pictures()])
+        np.stack([preprocess.prepare(np.array(image), entry.image_size, entry.resize) for image in samples.pictures()])
     )
     mean, std = towers.mean_and_std(entry)
     return Vectors(

@@ -72,9 +72,9 @@ class Detector:
         self._nets = nets
         self._min_face = min_face
 
-    def prepare(self, image: Image.Image, min_score: float) -> Picture:
-        """Return an RGB image as the item of a batch; `min_score` is between 0 and 1."""
-        return Picture(np.array(image), min_score)  # a copy: the arrays that Pillow lends are read-only
+    def prepare(self, picture: NDArray[np.uint8], min_score: float) -> Picture:
+        """Return a picture (H, W, 3) RGB as the item of a batch; `min_score` is between 0 and 1."""
+        return Picture(picture, min_score)
 
     def collate(self, items: Sequence[Picture]) -> tuple[Picture, ...]:
         """Return the pictures side by side: their sizes differ, so there is nothing to stack."""
@@ -125,18 +125,19 @@ class Recogniser:
         self._engine = Fitting(choice.engine, choice.buckets)
         self._transfer = Transfer(host_of(choice.engine.device), choice.buckets)
 
-    def crops(self, image: Image.Image, boxes: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-        """Return each box (N, 4) of an RGB image as an item (160, 160, 3) of a batch.
+    def crops(self, picture: NDArray[np.uint8], boxes: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        """Return each box (N, 4) of a picture (H, W, 3) RGB as an item (160, 160, 3) of a batch.
 
-        Boxes are cut to whole pixels and to the image and scaled by Pillow's bilinear filter: extract_face of
+        Boxes are cut to whole pixels and to the picture and scaled by Pillow's bilinear filter: extract_face of
         facenet-pytorch for a Pillow image and margin 0. The detector's boxes all hold a pixel; raises ValueError for
         one that holds none.
         """
         crops = []
-        for x1, y1, x2, y2 in _whole_pixels(boxes, image.width, image.height).tolist():
+        height, width = picture.shape[:2]
+        for x1, y1, x2, y2 in _whole_pixels(boxes, width, height).tolist():
             if x2 <= x1 or y2 <= y1:
                 raise ValueError(f"the box ({x1}, {y1}, {x2}, {y2}) holds no whole pixel: drop it before cutting")
-            crop = image.crop((x1, y1, x2, y2)).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
+            crop = Image.fromarray(picture[y1:y2, x1:x2]).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
             crops.append(np.array(crop))
         return crops
 

@@ -1,8 +1,8 @@
 """Bytes to pixels: which pictures are read, within which limit, and what is said of those that are not.
 
-Knows Pillow, its ways to fail, and what a header tells. Deliberately knows no model: neither sizes nor crops nor
-normalisation. Pictures come from strangers, so formats are few, sizes are checked by the header before anything is
-decoded, and every failure of the decoder becomes one ImageError.
+Knows Pillow, its ways to fail, and what a header tells; how JPEGs are decoded faster is in jpeg.py. Deliberately knows
+no model: neither sizes nor crops nor normalisation. Pictures come from strangers, so formats are few, sizes are checked
+by the header before anything is decoded, and every failure of the decoder becomes one ImageError.
 """
 
 import importlib
@@ -11,12 +11,18 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from engines import jpeg
 from engines.errors import ImageError, ImageTooLarge
+
+Pixels = NDArray[np.uint8]
+Size = tuple[int, int]  # width, height in pixels
 
 # Our own limit is checked by the header first, and says which setting to change; Pillow's would warn at half of its
 # own limit, and in a server a warning helps nobody.
@@ -78,21 +84,17 @@ _BEGINNINGS = (
 )
 
 _ORIENTATION = 0x0112  # the EXIF tag; CIPA DC-008, section 4.6.4
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels),
 }
-
-
-_INVERSE = {  # of those that are not their own
-    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
-    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
-}
+_SIDEWAYS = 5  # from this orientation on width and height change places
+_INVERSE = {6: 8, 8: 6}  # of those that are not their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +115,29 @@ def probe(data: bytes, max_pixels: int) -> Header:
     return Header(image.format or "", image.width, image.height)
 
 
-def decode(data: bytes, max_pixels: int, exif: bool = False) -> Image.Image:
-    """Return the picture in mode RGB, with its pixels as sent, or turned as its EXIF orientation says with `exif`.
+def decode(data: bytes, max_pixels: int, exif: bool = False) -> Pixels:
+    """Return the picture as (H, W, 3) uint8 RGB, as sent, or turned as its EXIF orientation says with `exif`.
 
     Of animations the first frame. Transparency is dropped, not blended, and all else is converted as Pillow does
     (which is what open_clip's transform does), but for 16-bit grey, which Pillow would clip to white: there the high
     byte is taken, as Pillow itself does for 16-bit colour. Raises ImageTooLarge and ImageError.
     """
+    return reduced(data, max_pixels, 0, exif)[0]
+
+
+def reduced(data: bytes, max_pixels: int, shortest: int, exif: bool = False) -> tuple[Pixels, Size]:
+    """Return the picture as `decode` does, and its size in full as width, height.
+
+    A JPEG may come smaller, with at least `shortest` pixels on both sides, which takes less time; 0 is in full. Its
+    pixels are then means of those in full, by the decoder's scaled inverse cosine transform.
+    """
     image = _open(data, max_pixels)
     try:
-        # Pillow turns TIFFs by itself while it loads them, and then forgets their orientation.
-        turned = image.getexif().get(_ORIENTATION, 1) if image.format == "TIFF" else 1
-        image.load()
-        stored_as = image.format or ""
-        return _to_rgb(_turn(image) if exif else _turn_back(image, turned), stored_as)
+        pixels, size, orientation = _read(image, data, shortest, exif)
+        if orientation >= _SIDEWAYS:
+            size = size[::-1]
+        turn = _UPRIGHT.get(orientation)
+        return (pixels if turn is None else np.ascontiguousarray(turn(pixels))), size
     except DECODER_ERRORS as error:
         raise ImageError(f"The {image.format} picture is cut off or damaged: send the whole file.") from error
     except MemoryError as error:
@@ -134,6 +145,19 @@ def decode(data: bytes, max_pixels: int, exif: bool = False) -> Image.Image:
             f"The {image.format} picture of {image.width}x{image.height} pixels needs more memory than there is: "
             "send a smaller one."
         ) from error
+
+
+def _read(image: Image.Image, data: bytes, shortest: int, exif: bool) -> tuple[Pixels, Size, int]:
+    """Return pixels, the size in full, and the EXIF orientation that the pixels still have to be turned by."""
+    if image.format in ("JPEG", "MPO") and image.mode in jpeg.MODES:
+        pixels = jpeg.decode(data, image.width, image.height, shortest)
+        if pixels is not None:
+            return pixels, image.size, _orientation(image) if exif else 1
+    # Pillow turns TIFFs by itself while it loads them, and then forgets their orientation.
+    turned = _orientation(image) if image.format == "TIFF" else 1
+    image.load()
+    orientation = _orientation(image) if exif else _INVERSE.get(turned, turned)
+    return np.array(_to_rgb(image)), image.size, orientation
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -163,19 +187,14 @@ def _looks_like(data: bytes) -> str:
     return "no picture"
 
 
-def _turn(image: Image.Image) -> Image.Image:
-    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    return image if method is None else image.transpose(method)
+def _orientation(image: Image.Image) -> int:
+    orientation: int = image.getexif().get(_ORIENTATION, 1)
+    return orientation if orientation in _UPRIGHT else 1
 
 
-def _turn_back(image: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(_INVERSE.get(method, method))
-
-
-def _to_rgb(image: Image.Image, stored_as: str) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     # Pillow before 10.3 opens 16-bit grey PNGs in mode I, later ones in I;16; TIFFs come in both byte orders.
-    if image.mode.startswith("I;16") or (image.mode == "I" and stored_as == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey = np.asarray(image) >> 8  # (H, W) uint16, or int32 in mode I
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "RGB":

@@ -21,8 +21,9 @@ class Config:
     `min_face` is in pixels of the picture as sent. `device` is auto, cpu, cuda or xpu (an Intel GPU, by OpenVINO
     alone), `device_ids` are ordinals of it, `require_device` refuses all others. `threads` is the number of threads of
     one operation, 0 is all cores at hand; `examine` whether a load may take seconds to examine eager PyTorch in lower
-    precisions; `streams` the number of parts of a batch that run at once, 0 is what was
-    measured to be the fastest; `hint` is for OpenVINO.
+    precisions; `streams` the number of parts of a batch that run at once, 0 is what was measured to be the fastest;
+    `hint` is for OpenVINO. `scaled_decode` is how many times the side that a CLIP model takes a JPEG must keep on both
+    sides where it is decoded at a fraction of its size, 0 for never.
     """
 
     cache_folder: Path
@@ -38,6 +39,7 @@ class Config:
     examine: bool = True
     streams: int = 0
     hint: Literal["latency", "throughput"] = "latency"
+    scaled_decode: float = 4.0
 
 
 @dataclass(frozen=True, slots=True)

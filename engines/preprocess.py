@@ -3,6 +3,10 @@
 Knows how torchvision rounds sizes and offsets, and how Pillow resamples. Deliberately knows neither mean nor std (they
 are inside the network) nor any model's name.
 
+Pictures are resized by torch's uint8 kernel, which does Pillow's arithmetic with weights of 16 bits and eight to ten
+times as fast: no pixel differs by more than one level (mean on photos 0.003), as the tests of this module measure.
+What shrinks little or grows goes through Pillow, since torch is then two levels off here and there.
+
 open_clip's transform resizes the whole picture and then crops: on a strip of 20000x1 pixels it makes a picture of
 4480000x224 first. Of strips only the window that the crop keeps is computed here, by Pillow's own arithmetic: its
 `box` argument takes the window in float32, which moves some pixels by more than a level.
@@ -11,8 +15,11 @@ open_clip's transform resizes the whole picture and then crops: on a strip of 20
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from engines.catalog import ResizeMode
 
@@ -20,8 +27,10 @@ Size = tuple[int, int]  # width, height in pixels
 Pixels = NDArray[np.uint8]
 
 BICUBIC = Image.Resampling.BICUBIC
-# Pictures up to this aspect ratio are resized as a whole by Pillow, which is faster than the window computed here.
+# Pictures up to this aspect ratio are resized as a whole, which is faster than the window computed here.
 STRIP = 8
+# Both sides shrink at least so much where torch does it: below 2.3 one pixel in a million was two levels off.
+_BY_TORCH = 2.5
 # Pillow's arithmetic (src/libImaging/Resample.c): the cubic filter of Keys (1981) with a = -0.5 reaches two pixels, or
 # two pixels of the target when shrinking; weights are integers with 22 bits of fraction; each pass ends in 8 bits.
 _REACH = 2.0
@@ -54,30 +63,50 @@ def plan(width: int, height: int, size: int, mode: ResizeMode, floor_offset: boo
     return Crop(resized, _offset(resized[0] - size, floor_offset), 0)
 
 
-def prepare(image: Image.Image, size: int, mode: ResizeMode, floor_offset: bool = False) -> Pixels:
-    """Resize and crop an RGB picture; returns (size, size, 3) uint8.
+def prepare(pixels: Pixels, size: int, mode: ResizeMode, floor_offset: bool = False) -> Pixels:
+    """Resize and crop a picture (H, W, 3) uint8 RGB; returns (size, size, 3) uint8.
 
-    Equal to open_clip's `image_transform` before its ToTensor (Pillow's bicubic filter with antialiasing).
+    Within one level of open_clip's `image_transform` before its ToTensor (Pillow's bicubic filter with antialiasing).
     """
-    crop = plan(image.width, image.height, size, mode, floor_offset)
+    height, width = pixels.shape[:2]
+    crop = plan(width, height, size, mode, floor_offset)
     if max(crop.resized) > STRIP * size:
-        return _window(image, crop, size)
-    resized = image.resize(crop.resized, BICUBIC)
-    return np.array(resized.crop((crop.left, crop.top, crop.left + size, crop.top + size)))
+        return _window(pixels, crop, size)
+    shrinks = min(width / crop.resized[0], height / crop.resized[1]) >= _BY_TORCH
+    resized = _by_torch(pixels, crop.resized) if shrinks else _by_pillow(pixels, crop.resized)
+    return np.ascontiguousarray(resized[crop.top : crop.top + size, crop.left : crop.left + size])
+
+
+def _by_torch(pixels: Pixels, target: Size) -> Pixels:
+    width, height = target
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, H, W), channels last in memory: the fast way
+    if _rows_first((pixels.shape[1], pixels.shape[0]), target):
+        planes = _bicubic(planes, height, pixels.shape[1])
+    shrunk: Pixels = _bicubic(planes, height, width)[0].permute(1, 2, 0).numpy()
+    return shrunk
+
+
+def _bicubic(planes: Tensor, height: int, width: int) -> Tensor:
+    return functional.interpolate(planes, (height, width), mode="bicubic", antialias=True)
+
+
+def _by_pillow(pixels: Pixels, target: Size) -> Pixels:
+    return np.asarray(Image.fromarray(pixels).resize(target, BICUBIC))
 
 
 def _offset(spare: int, floor: bool) -> int:
     return spare // 2 if floor else round(spare / 2.0)
 
 
-def _window(image: Image.Image, crop: Crop, size: int) -> Pixels:
+def _window(pixels: Pixels, crop: Crop, size: int) -> Pixels:
     """Return the square of `crop` without the rest of the resized picture."""
-    columns = _Weights.of(image.width, crop.resized[0], crop.left, size)
-    rows = _Weights.of(image.height, crop.resized[1], crop.top, size)
-    pixels = np.asarray(image.crop((columns.low, rows.low, columns.high, rows.high)))
-    if _rows_first(image.size, crop.resized):
-        return columns.apply(rows.apply(pixels, axis=0), axis=1)
-    return rows.apply(columns.apply(pixels, axis=1), axis=0)
+    height, width = pixels.shape[:2]
+    columns = _Weights.of(width, crop.resized[0], crop.left, size)
+    rows = _Weights.of(height, crop.resized[1], crop.top, size)
+    part = pixels[rows.low : rows.high, columns.low : columns.high]
+    if _rows_first((width, height), crop.resized):
+        return columns.apply(rows.apply(part, axis=0), axis=1)
+    return rows.apply(columns.apply(part, axis=1), axis=0)
 
 
 @dataclass(frozen=True, slots=True)

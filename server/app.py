@@ -59,6 +59,7 @@ class Engines:
 
         Logs what is wrong with them; raises EngineMissing where the settings want one that is not there.
         """
+        importlib.import_module("engines.lean").import_open_clip()
         models = importlib.import_module("engines.models")
         importlib.import_module("engines.memory").settle()
         models.devices(self._config)
@@ -66,6 +67,7 @@ class Engines:
     def load(self, part: Part) -> Sequence[Model]:
         """Load one model, once for each device; raises the errors of engines.errors."""
         models: Sequence[Model] = importlib.import_module("engines.models").load(part.kind, part.entry, self._config)
+        self.release()  # of the weights from which they were made
         return models
 
     def release(self) -> None:
@@ -90,6 +92,7 @@ def engine_config(settings: Settings) -> Config:
         examine=settings.build == "never" or settings.engine == "eager",
         streams=settings.streams,
         hint=settings.openvino_hint,
+        scaled_decode=settings.scaled_decode,
     )
 
 

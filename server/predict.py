@@ -11,10 +11,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from PIL.Image import Image
-
 from engines import catalog, images
 from engines.errors import ArtefactBroken, BuildFailed, EngineMissing, WeightsBroken, WeightsMissing
+from engines.images import Pixels, Size
 from engines.model import Kind
 from server.budget import Budget
 from server.errors import BadInput, NoInput, NotServed
@@ -113,7 +112,7 @@ class Predictor:
             for loaded in models.values():
                 loaded.scheduler.check_room(loaded.queue, ahead=self._pixels.waiting)
             async with self._pixels.hold(header.width * header.height, flow):
-                picture, items = await self._picture_work(flow, self._prepare, image, models, ask.min_score)
+                picture, size, items = await self._picture_work(flow, self._prepare, image, models, ask.min_score)
                 embedding: asyncio.Future[Any] | None = None
                 try:
                     if "visual" in models:
@@ -121,7 +120,6 @@ class Predictor:
                     faces = None
                     if "detection" in models:
                         faces = await self._faces(models, picture, items["detection"], flow)
-                    size = picture.size
                     del picture, items  # a picture need not stay in memory while its vector waits in a queue
                 except BaseException:
                     if embedding is not None:
@@ -144,17 +142,21 @@ class Predictor:
                 await self._picture_work(flow, images.decode, image, self._rules.max_pixels)
             raise
 
-    def _prepare(self, image: bytes, models: dict[Kind, Loaded], min_score: float) -> tuple[Image, dict[Kind, Any]]:
+    def _prepare(
+        self, image: bytes, models: dict[Kind, Loaded], min_score: float
+    ) -> tuple[Pixels, Size, dict[Kind, Any]]:
         """Decode once and prepare for all models; runs in a worker thread."""
-        picture = images.decode(image, self._rules.max_pixels, self._rules.exif)
+        # Boxes of faces are in pixels of the picture as sent, so that it is decoded in full for them.
+        enough = 0 if "detection" in models else max(loaded.model.enough_pixels for loaded in models.values())
+        picture, size = images.reduced(image, self._rules.max_pixels, enough, self._rules.exif)
         items: dict[Kind, Any] = {}
         if "visual" in models:
             items["visual"] = models["visual"].model.prepare(picture)
         if "detection" in models:
             items["detection"] = models["detection"].model.prepare(picture, min_score)
-        return picture, items
+        return picture, size, items
 
-    async def _faces(self, models: dict[Kind, Loaded], picture: Image, item: Any, flow: Hashable) -> list[Face]:
+    async def _faces(self, models: dict[Kind, Loaded], picture: Pixels, item: Any, flow: Hashable) -> list[Face]:
         found = await _submit(models["detection"], item, flow, weight=item.weight)
         if "recognition" not in models:
             return [Face(box, score, None) for box, score in zip(found.boxes, found.scores, strict=True)]

@@ -175,6 +175,12 @@ class Settings(BaseSettings):
         "refuse",
         description="There is no OCR here: `refuse` answers 501, `empty` answers that there is no text.",
     )
+    scaled_decode: float = Field(
+        4,
+        ge=0,
+        description="Decode JPEGs of which only a CLIP vector is wanted at a fraction of their size, as long as both "
+        "sides keep this many times what the model takes; 0 decodes all in full.",
+    )
     max_body_mb: float = Field(100, gt=0, description="Largest request body, in megabytes.")
     max_pixels: int = Field(200_000_000, gt=0, description="Largest picture, in pixels.")
     max_decoded_pixels: int = Field(

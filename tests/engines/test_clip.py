@@ -16,7 +16,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file
 
-from engines import catalog, clip, images, models, preprocess, tokenizer, towers, untrained
+from engines import bpe, catalog, clip, images, models, preprocess, tokenizer, towers, untrained
+from engines.catalog import Clip
 from engines.model import Config
 
 CPU = torch.device("cpu")
@@ -27,12 +28,12 @@ RANDOM = np.random.default_rng(17)
 TEXTS = ["a red circle", "a blue square on a green field", "snow", "two dogs", "night", "a", "text of a page", "sea"]
 
 
-def photos() -> list[Image.Image]:
+def photos() -> list[NDArray[np.uint8]]:
     sizes = [(96, 96), (640, 480), (480, 640), (97, 96), (1000, 100), (30, 20), (300, 200), (200, 301)]
     made = []
     for width, height in sizes:
         grid = RANDOM.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        made.append(Image.fromarray(grid).resize((width, height)))
+        made.append(np.array(Image.fromarray(grid).resize((width, height))))
     return made
 
 
@@ -64,7 +65,9 @@ def test_the_demo_gives_what_open_clips_transform_and_model_give(visual: clip.Vi
     pictures = photos()
     transform: Any = image_transform_v2(PreprocessCfg(size=DEMO.image_size), is_train=False)
     with torch.inference_mode():
-        theirs = reference.encode_image(torch.stack([transform(picture) for picture in pictures]), normalize=True)
+        theirs = reference.encode_image(
+            torch.stack([transform(Image.fromarray(picture)) for picture in pictures]), normalize=True
+        )
     ours = visual.run(visual.collate([visual.prepare(picture) for picture in pictures]))
     assert cosines(ours, list(theirs.numpy())).min() >= 0.99999
 
@@ -99,9 +102,44 @@ def test_results_are_unit_vectors_of_float32(visual: clip.Visual, textual: clip.
 
 def test_a_batch_of_short_texts_is_cut_to_a_common_length(textual: clip.Textual) -> None:
     short, longer, full = textual.prepare("a dog"), textual.prepare("dog " * 20), textual.prepare("dog " * 200)
-    assert textual.collate([short]).batch.shape == (1, 16)
+    assert textual.collate([short]).batch.shape == (1, 8)
+    assert textual.collate([textual.prepare("a dog that sleeps on a sofa")]).batch.shape == (1, 16)
     assert textual.collate([short, longer]).batch.shape == (2, 32)
     assert textual.collate([short, full]).batch.shape == (2, 77)
+
+
+CAUSAL = {
+    entry.arch: entry
+    for entry in map(catalog.clip, catalog.names()["clip"])
+    if entry.text_tower == "causal" and entry.name != catalog.DEMO
+}
+
+
+@pytest.mark.parametrize("entry", CAUSAL.values(), ids=lambda entry: entry.arch)
+def test_causal_texts_give_the_same_at_every_length_that_holds_them(
+    entry: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As wide as it is, with all that its configuration says; two of its layers, and the bytes for a vocabulary.
+    config = towers.architecture(entry)
+    config = config | {"text_cfg": config["text_cfg"] | {"layers": 2, "vocab_size": 514}}
+    monkeypatch.setattr(towers, "architecture", lambda entry: config)
+    with untrained.seeded():
+        network = towers.textual(entry)
+    ids = np.stack(
+        [bpe.encode(text, entry.context_length, 514) for text in ("", "dog", "a red bike", "x" * 29, "ab" * 15)]
+    )
+    length_of = clip._length_of(entry)
+    assert length_of is not None
+    lengths = [length_of(row) for row in ids]
+    assert sorted({next(cut for cut in clip.LENGTHS if cut >= length) for length in lengths}) == list(clip.LENGTHS)
+    with torch.inference_mode():
+        for row, length in zip(ids, lengths, strict=True):
+            in_full = network(torch.from_numpy(row[None]))
+            for cut in (cut for cut in (*clip.LENGTHS, length) if cut >= length):
+                assert (
+                    torch.nn.functional.cosine_similarity(network(torch.from_numpy(row[None, :cut])), in_full)
+                    >= 0.99999
+                )
 
 
 def test_masked_texts_are_cut_and_fixed_ones_are_not() -> None:
@@ -122,11 +160,11 @@ SMALL = {
 def test_the_crop_of_the_reference_deployment_is_a_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "architecture", lambda entry: SMALL)
     entry = replace(catalog.clip(name), image_size=32)
-    picture = Image.fromarray(RANDOM.integers(0, 256, (32, 35, 3), dtype=np.uint8))
+    picture = RANDOM.integers(0, 256, (32, 35, 3), dtype=np.uint8)
     native = clip.load_visual(entry, Config(cache_folder=Path("no folder"), untrained=True), CPU)
     cropped = clip.load_visual(entry, Config(cache_folder=Path("no folder"), untrained=True, resize="crop"), CPU)
     assert np.array_equal(native.prepare(picture), preprocess.prepare(picture, 32, entry.resize))
-    assert np.array_equal(cropped.prepare(picture), np.asarray(picture)[:, 1:33])
+    assert np.array_equal(cropped.prepare(picture), picture[:, 1:33])
 
 
 def test_untrained_models_say_so_loudly(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,7 @@ def embed(recogniser: faces.Recogniser, crops: Crops) -> NDArray[np.float32]:
 
 def test_pictures_of_any_sizes_in_one_batch(detector: faces.Detector) -> None:
     images = [crowd(3, 300, 260, 6, 30, 140), Image.new("RGB", (1, 1)), photo("astronaut.png")]
-    items = [detector.prepare(image, 0.7) for image in images]
+    items = [detector.prepare(np.array(image), 0.7) for image in images]
     assert [item.weight for item in items] == [300 * 260, 1, 512 * 512]
     found = detector.run(detector.collate(items))
     assert len(found) == 3
@@ -79,14 +79,14 @@ def test_pictures_of_any_sizes_in_one_batch(detector: faces.Detector) -> None:
 
 def test_the_threshold_travels_with_the_item(detector: faces.Detector) -> None:
     image = photo("astronaut.png")
-    found = detector.run(detector.collate([detector.prepare(image, score) for score in (1.0, 0.5, 0.99)]))
+    found = detector.run(detector.collate([detector.prepare(np.array(image), score) for score in (1.0, 0.5, 0.99)]))
     assert [len(one.boxes) for one in found] == [0, 1, 1]
 
 
 def test_the_smallest_face_is_a_setting(config: Config, detector: faces.Detector) -> None:
     image = montage(300, 200, [(0, 100, 60, 45)])
     for_large = faces.load_detector(Config(config.cache_folder, min_face=100), CPU)
-    assert [len(d.run([d.prepare(image, 0.7)])[0].boxes) for d in (detector, for_large)] == [1, 0]
+    assert [len(d.run([d.prepare(np.array(image), 0.7)])[0].boxes) for d in (detector, for_large)] == [1, 0]
     assert Config(config.cache_folder).min_face == 40
 
 
@@ -104,7 +104,7 @@ def test_a_box_that_nothing_can_be_cut_from_goes_with_its_score(
     boxes = np.array([[-40, 5, 0.9, 30], [2, 2, 20, 20], [5, 40.2, 9, 60], [-3, -3, 4, 4]], np.float32)
     scores = np.array([0.99, 0.98, 0.97, 0.96], np.float32)
     monkeypatch.setattr(mtcnn, "detect", lambda *_: [(boxes, scores), (boxes, scores)])
-    found = detector.run([detector.prepare(Image.new("RGB", size), 0.7) for size in ((50, 40), (50, 41))])
+    found = detector.run([detector.prepare(np.array(Image.new("RGB", size)), 0.7) for size in ((50, 40), (50, 41))])
     assert found[0].scores.tolist() == scores[[1, 3]].tolist()
     assert found[0].boxes.tolist() == boxes[[1, 3]].tolist()
     assert found[1].scores.tolist() == scores[[1, 2, 3]].tolist()
@@ -126,7 +126,7 @@ def fails_with(error: Exception) -> Callable[..., Any]:
 def test_memory_that_runs_out_around_the_networks_is_told_and_not_remembered(
     detector: faces.Detector, monkeypatch: pytest.MonkeyPatch, where: str, error: RuntimeError
 ) -> None:
-    items = [detector.prepare(Image.new("RGB", size), 0.7) for size in ((40, 30), (90, 60), (10, 20))]
+    items = [detector.prepare(np.array(Image.new("RGB", size)), 0.7) for size in ((40, 30), (90, 60), (10, 20))]
     with monkeypatch.context() as patch:
         patch.setattr(mtcnn, where, fails_with(error))
         with pytest.raises(
@@ -149,7 +149,7 @@ def test_nothing_of_a_picture_without_memory_is_alive_when_memory_is_freed(
     monkeypatch.setattr(mtcnn, "resample", without_memory)
     monkeypatch.setattr(memory, "release", lambda: alive.extend(table() is not None for table in tables))
     with pytest.raises(OutOfMemory, match="in 1 picture of up to 90x60 pixels") as told:
-        detector.run([detector.prepare(Image.new("RGB", (90, 60)), 0.7)])
+        detector.run([detector.prepare(np.array(Image.new("RGB", (90, 60))), 0.7)])
     assert alive == [False]
     assert told.value.__context__ is None, "the chain would hold what was computed"
 
@@ -159,7 +159,7 @@ def test_a_network_without_memory_is_told_as_the_picture_that_asked_for_it(
 ) -> None:
     monkeypatch.setattr(mtcnn, "resample", fails_with(OutOfMemory("no memory for one input of 3x60x90")))
     with pytest.raises(OutOfMemory, match="to look for faces in 1 picture of up to 90x60") as told:
-        detector.run([detector.prepare(Image.new("RGB", (90, 60)), 0.7)])
+        detector.run([detector.prepare(np.array(Image.new("RGB", (90, 60))), 0.7)])
     assert told.value.__context__ is None
 
 
@@ -168,7 +168,7 @@ def test_any_other_error_of_the_detector_is_passed_on(
 ) -> None:
     monkeypatch.setattr(mtcnn, "resample", fails_with(RuntimeError("index out of range")))
     with pytest.raises(RuntimeError, match="index out of range"):
-        detector.run([detector.prepare(Image.new("RGB", (90, 60)), 0.7)])
+        detector.run([detector.prepare(np.array(Image.new("RGB", (90, 60))), 0.7)])
 
 
 def test_crops_are_those_of_extract_face(recogniser: faces.Recogniser) -> None:
@@ -176,7 +176,7 @@ def test_crops_are_those_of_extract_face(recogniser: faces.Recogniser) -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(-60, 480, (40, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(62, 300, (40, 2))], 1).astype(np.float32)
-    for box, crop in zip(boxes, recogniser.crops(image, boxes), strict=True):
+    for box, crop in zip(boxes, recogniser.crops(np.array(image), boxes), strict=True):
         assert crop.dtype == np.uint8
         expected = extract_face(image, box, image_size=160, margin=0)  # (3, 160, 160), levels
         assert np.array_equal(crop, expected.permute(1, 2, 0).numpy())
@@ -184,7 +184,7 @@ def test_crops_are_those_of_extract_face(recogniser: faces.Recogniser) -> None:
 
 def test_cutting_a_box_without_a_pixel_says_so(recogniser: faces.Recogniser) -> None:
     with pytest.raises(ValueError, match="no whole pixel: drop it"):
-        recogniser.crops(photo("astronaut.png"), np.array([[10, 10, 10.5, 40]], np.float32))
+        recogniser.crops(np.array(photo("astronaut.png")), np.array([[10, 10, 10.5, 40]], np.float32))
 
 
 @pytest.mark.parametrize("name", ["a photo", "a montage"])
@@ -200,9 +200,9 @@ def test_embeddings_are_those_of_facenet_pytorch(
     with torch.inference_mode():
         expected = network(reference(image)).numpy()
 
-    (found,) = detector.run([detector.prepare(image, 0.7)])
+    (found,) = detector.run([detector.prepare(np.array(image), 0.7)])
     assert len(found.boxes) == len(boxes) >= (1 if name == "a photo" else 3)
-    embeddings = embed(recogniser, recogniser.crops(image, found.boxes))
+    embeddings = embed(recogniser, recogniser.crops(np.array(image), found.boxes))
     for box, embedding in zip(found.boxes, embeddings, strict=True):
         same = int(np.abs(boxes.astype(np.float32) - box).max(1).argmin())
         assert embedding @ expected[same] >= 0.9999

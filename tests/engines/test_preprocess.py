@@ -14,15 +14,19 @@ from engines.catalog import ResizeMode
 from engines.preprocess import plan, prepare
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def noise(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def reference(image: Image.Image, size: int, mode: ResizeMode) -> NDArray[np.uint8]:
+def photograph(name: str, width: int, height: int) -> NDArray[np.uint8]:
+    with Image.open(Path(skimage.data.data_dir, name)) as file:
+        return np.array(file.convert("RGB").resize((width, height)))
+
+
+def reference(pixels: NDArray[np.uint8], size: int, mode: ResizeMode) -> NDArray[np.uint8]:
     transform: Any = image_transform(size, is_train=False, resize_mode=mode)
     transform.transforms = transform.transforms[:-2]  # without ToTensor and Normalize
-    return np.asarray(transform(image))
+    return np.asarray(transform(Image.fromarray(pixels)))
 
 
 def difference(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -47,9 +51,27 @@ SIZES = [
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_pixels_equal_those_of_open_clip(width: int, height: int, mode: ResizeMode) -> None:
-    image = noise(int(width), int(height))
-    assert difference(prepare(image, 160, mode), reference(image, 160, mode)).max() == 0
+def test_pixels_are_within_a_level_of_open_clips_and_equal_where_little_shrinks(
+    width: int, height: int, mode: ResizeMode
+) -> None:
+    pixels = noise(int(width), int(height))
+    apart = difference(prepare(pixels, 160, mode), reference(pixels, 160, mode))
+    if min(width, height) < 2 * 160:
+        assert apart.max() == 0
+    assert apart.max() <= 1
+    assert apart.mean() <= 0.01
+
+
+@pytest.mark.parametrize(("size", "mode"), [(224, "shortest"), (384, "squash")])
+@pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png"])
+@pytest.mark.parametrize(("width", "height"), [(1440, 1080), (1080, 1440), (4000, 3000), (1000, 3000)])
+def test_photos_of_usual_sizes_are_within_a_level_of_open_clips(
+    width: int, height: int, name: str, size: int, mode: ResizeMode
+) -> None:
+    pixels = photograph(name, width, height)
+    apart = difference(prepare(pixels, size, mode), reference(pixels, size, mode))
+    assert apart.max() <= 1
+    assert apart.mean() <= 0.01
 
 
 @pytest.mark.parametrize("name", ["astronaut.png", "chelsea.png", "coffee.png"])
@@ -65,10 +87,9 @@ def test_pixels_equal_those_of_open_clip(width: int, height: int, mode: ResizeMo
         (2, 900, 96),
     ],
 )
-def test_pixels_of_photos_equal_those_of_open_clip(name: str, width: int, height: int, size: int) -> None:
-    with Image.open(Path(skimage.data.data_dir, name)) as file:
-        photo = file.convert("RGB").resize((width, height))
-    assert difference(prepare(photo, size, "shortest"), reference(photo, size, "shortest")).max() == 0
+def test_photos_of_odd_shapes_are_within_a_level_of_open_clips(name: str, width: int, height: int, size: int) -> None:
+    photo = photograph(name, width, height)
+    assert difference(prepare(photo, size, "shortest"), reference(photo, size, "shortest")).max() <= 1
 
 
 def test_the_result_is_an_array_of_its_own() -> None:
@@ -88,23 +109,22 @@ def test_offsets_round_half_to_even_or_down() -> None:
 
 
 def test_the_floor_of_the_offset_moves_the_crop_by_one_pixel() -> None:
-    image = noise(227, 224)
-    whole = np.asarray(image)
-    assert np.array_equal(prepare(image, 224, "shortest"), whole[:, 2:226])
-    assert np.array_equal(prepare(image, 224, "shortest", floor_offset=True), whole[:, 1:225])
+    whole = noise(227, 224)
+    assert np.array_equal(prepare(whole, 224, "shortest"), whole[:, 2:226])
+    assert np.array_equal(prepare(whole, 224, "shortest", floor_offset=True), whole[:, 1:225])
 
 
 def test_a_strip_is_close_to_what_its_middle_gives() -> None:
     strip = noise(20000, 3)
-    apart = difference(prepare(strip, 96, "shortest"), prepare(strip.crop((9900, 0, 10100, 3)), 96, "shortest"))
+    apart = difference(prepare(strip, 96, "shortest"), prepare(strip[:, 9900:10100], 96, "shortest"))
     assert apart.max() <= 1
 
 
 STRIP = """
 import resource, time
-from PIL import Image
+import numpy as np
 from engines.preprocess import prepare
-strips = [Image.new("RGB", size, (200, 10, 30)) for size in ((20000, 1), (1, 20000))]
+strips = [np.tile(np.uint8([200, 10, 30]), (*size, 1)) for size in ((1, 20000), (20000, 1))]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.process_time()
 for strip in strips:

@@ -11,7 +11,6 @@ import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from engines.model import Info, Kind
 from server.app import create_app
@@ -45,22 +44,23 @@ class FakeModel:
         self.kind = kind
         self.info = Info(name, kind, "cpu", "fake", "float32", "a fake", untrained=True, bytes=size)
         self.buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+        self.enough_pixels = 0
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.running = threading.Semaphore(0)
         self.fail: Callable[[Any], bool] = lambda item: False
 
-    def prepare(self, value: Image | str, option: Any = None) -> Any:
-        if self.kind == "detection":
-            assert not isinstance(value, str)
-            return FakeItem((value.size, value.getpixel((0, 0)), option), value.width * value.height)
+    def prepare(self, value: NDArray[np.uint8] | str, option: Any = None) -> Any:
         if isinstance(value, str):
             return ("text", value, option)
-        return ("image", value.size, value.resize((8, 8)).tobytes())
+        height, width = value.shape[:2]
+        if self.kind == "detection":
+            return FakeItem(((width, height), tuple(value[0, 0].tolist()), option), width * height)
+        return ("image", (width, height), value[:8, :8].tobytes())
 
-    def crops(self, image: Image, boxes: NDArray[np.float32]) -> list[Any]:
-        return [("crop", image.size, tuple(box)) for box in boxes.tolist()]
+    def crops(self, picture: NDArray[np.uint8], boxes: NDArray[np.float32]) -> list[Any]:
+        return [("crop", picture.shape, tuple(box)) for box in boxes.tolist()]
 
     def collate(self, items: Sequence[Any]) -> list[Any]:
         return list(items)
