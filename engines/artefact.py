@@ -21,7 +21,7 @@ from engines.manifest import sha256
 from engines.parity import Report
 
 FILE = "manifest.json"
-FORMAT = 1  # of the manifest; raised with every change that older or newer code would misread
+FORMAT = 2  # of the manifest; raised with every change that older or newer code would misread
 _CONFIG = ConfigDict(frozen=True, extra="forbid")
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # items/s
 

@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from engines import machine, memory
 from engines.artefact import Manifest, Stored
 from engines.engine import BackendName, Engine, Layout, Precision, Spec, Subject, backend_named, host_of
 from engines.errors import ArtefactBroken, BuildFailed, EngineMissing
-from engines.key import Key, key_for
+from engines.graphs import recorded
+from engines.key import Key, calibration_words, key_for
 from engines.store import Store
 
 log = logging.getLogger(__name__)
@@ -75,8 +77,13 @@ def build(
         on_cpu = subject.device.type != "cuda"
         buckets = [bucket for bucket in subject.buckets if not on_cpu or bucket <= effort.most]
     specs = subject.specs(precision, Layout(threads), buckets)
+    calibration: tuple[Tensor, ...] = ()
+    if precision == "int8":
+        tell("collects what to calibrate on")
+        calibration = subject.calibration()
+        specs = tuple(replace(spec, calibration=calibration) for spec in specs)
     try:
-        key = key_for(subject, name, precision, subject.device, specs, weights)
+        key = key_for(subject, name, precision, subject.device, specs, weights, calibration_words(calibration))
     except EngineMissing as error:
         raise BuildFailed(str(error)) from error
     if not again and (reason := store.refusal(key)) is not None:
@@ -102,7 +109,8 @@ def load(subject: Subject, name: BackendName, specs: Sequence[Spec], folder: Pat
     """Return the engines of the subject's networks that lie in `folder`; raises ArtefactBroken."""
     backend = backend_named(name)
     return tuple(
-        backend.load(network.module, spec, folder) for network, spec in zip(subject.networks, specs, strict=True)
+        recorded(backend.load(network.module, spec, folder), spec)
+        for network, spec in zip(subject.networks, specs, strict=True)
     )
 
 
@@ -191,7 +199,7 @@ def _laid_out(
     subject: Subject, name: BackendName, specs: Sequence[Spec], buckets: Sequence[int], folder: Path
 ) -> list[Spec]:
     """Return `specs` with the number of streams that is fastest here, at the smallest and the largest bucket."""
-    if name != "openvino" or subject.device.type != "cpu":
+    if name != "openvino" or subject.device.type != "cpu" or not subject.splits:
         return list(specs)
     cores = specs[0].layout.threads or machine.cores()
     tried = {}

@@ -29,8 +29,12 @@ ENOUGH = 0.95  # of the best throughput: the smallest bucket that reaches it is 
 def choose(subject: Subject, config: Config) -> Choice:
     """Return the engines for `subject` on its device, the batch sizes to feed them with, and the reason.
 
-    Never fails for want of a built engine: eager float32 is always there.
+    Never fails for want of a built engine: eager float32 is always there. int8 is a wish: where there is no engine in
+    it, or can be none, the others are chosen among as without it.
     """
+    if config.precision == "int8" and (obstacle := _no_int8(subject)) is not None:
+        chosen = choose(subject, replace(config, precision="auto"))
+        return replace(chosen, reason=f"{chosen.reason}; not int8: {obstacle.rstrip('.')}")
     if (config.engine, config.precision) == ("eager", "float32"):
         return eager_float32(subject, "the settings ask for it")
     store = open_store(config.cache_folder / "engines")
@@ -40,9 +44,9 @@ def choose(subject: Subject, config: Config) -> Choice:
     if not candidates and config.examine:
         candidates, remarks = _eager_in_lower_precisions(subject, config, store, weights)
     while candidates:
-        best = max(candidates, key=lambda one: speedup(one.manifest, candidates))
+        best = max(candidates, key=lambda one: (_is_wish(one, config), speedup(one.manifest, candidates)))
         ratio = speedup(best.manifest, candidates)
-        if ratio <= 1 and config.engine in ("auto", "eager") and config.precision in ("auto", "float32"):
+        if ratio <= 1 and config.engine in ("auto", "eager") and not _is_wish(best, config):
             remark = f"faster here than the best that passed, {_words(best.manifest)} ({ratio:.2f} x)"
             if best.manifest.key.backend != "eager":  # there is nothing left to build
                 return eager_float32(subject, remark)
@@ -78,12 +82,11 @@ def how_to_build(subject: Subject, config: Config) -> str:
     """Return the sentence that tells a person how to get a compiled engine such as the settings ask for."""
     if config.engine == "eager":
         return "the settings ask for eager PyTorch"
-    if config.precision == "int8":
-        return "no compiled engine in int8, and no backend builds one: unset MACHINE_LEARNING_PRECISION"
     options = [f"--backend {config.engine}"] if config.engine != "auto" else []
     options += [f"--precision {config.precision}"] if config.precision != "auto" else []
     command = " ".join(["python -m scripts.build_engines", subject.model, *options])
-    return f"no compiled engine: {command} builds one"
+    in_int8 = " in int8" if config.precision == "int8" else ""
+    return f"no compiled engine{in_int8}: {command} builds one"
 
 
 def speedup(manifest: Manifest, rivals: Sequence[Stored]) -> float:
@@ -132,17 +135,33 @@ def _allowed(manifest: Manifest, subject: Subject, config: Config) -> bool:
         return False
     if config.engine not in ("auto", key.backend):
         return False
+    if config.precision == "int8":
+        return True
     if config.precision == "auto":
         # What int8 loses depends on the weights: a gate that was passed by random ones says nothing of real ones.
         return key.precision != "int8" or not manifest.untrained
     return config.precision == key.precision
 
 
+def _is_wish(stored: Stored, config: Config) -> bool:
+    """Return whether the settings name the precision of an engine, other than that of eager PyTorch as it is."""
+    return stored.manifest.key.precision == config.precision != "float32"
+
+
+def _no_int8(subject: Subject) -> str | None:
+    """Return None, or one sentence why there can be no engine of `subject` in int8 on its device."""
+    if subject.device.type == "cuda":
+        return "no backend builds it for GPUs of NVIDIA"
+    return subject.no_int8 or machine.native("int8", subject.device)
+
+
 def _differences(subject: Subject, manifest: Manifest, weights: str) -> list[str]:
     key = manifest.key
     specs = subject.specs(key.precision, Layout(), sorted(manifest.timings))
     try:
-        return key.differences(key_for(subject, key.backend, key.precision, subject.device, specs, weights))
+        # Whatever an engine in int8 was calibrated on, it passed.
+        here = key_for(subject, key.backend, key.precision, subject.device, specs, weights, key.calibration)
+        return key.differences(here)
     except EngineMissing as error:  # its libraries are not installed
         return [str(error)]
 
@@ -157,7 +176,8 @@ def _load(subject: Subject, config: Config, stored: Stored, ratio: float) -> Cho
     specs = subject.specs(key.precision, layout, sorted(manifest.timings))
     engines = builder.load(subject, key.backend, specs, stored.folder)
     reason = f"{ratio:.1f} x eager float32 here, lowest cosine to it {manifest.report.lowest_cosine:.5f}"
-    if key.backend == "eager":
+    # Of the same weights there may be a better one to build.
+    if key.backend == "eager" or config.precision == "int8" != key.precision:
         return Choice(engines, useful(manifest.timings), f"{reason}; {how_to_build(subject, config)}", built=False)
     return Choice(engines, useful(manifest.timings), reason, built=True)
 
@@ -168,9 +188,9 @@ def _eager_in_lower_precisions(
     """Return eager PyTorch in the precisions that the settings allow and that pass, and why the others do not."""
     passed: list[Stored] = []
     remarks = []
-    wanted: Sequence[Precision] = ("bfloat16", "float16") if config.precision == "auto" else (config.precision,)
-    for precision in wanted:
-        if precision in ("float32", "int8"):
+    lower: tuple[Precision, ...] = ("bfloat16", "float16")
+    for precision in lower:
+        if config.precision not in ("auto", "int8", precision):
             continue
         try:
             passed.append(builder.build(subject, "eager", precision, store, builder.BRIEF, weights=weights))

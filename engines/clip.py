@@ -6,8 +6,9 @@ Knows how to put a tower, its weights, an engine and the preparation together. D
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load as read_safetensors
 from torch import Tensor
 
-from engines import catalog, checkpoints, preprocess, samples, tokenizer, towers, untrained, weights
+from engines import calibration, card, catalog, checkpoints, preprocess, samples, tokenizer, towers, untrained, weights
 from engines.catalog import Clip, ResizeMode
 from engines.choice import choose
 from engines.engine import Choice, Network, host_of
 from engines.fitting import Fitting
-from engines.images import Pixels
+from engines.images import Header, Pixels
 from engines.model import Config, Info
 from engines.subject import Cut, Vectors, info_of
 from engines.tokenizer import Ids, Tokenizer
@@ -35,7 +36,10 @@ LENGTHS = (8, 16, 32)
 
 
 class Visual:
-    """The picture side; items are uint8 (S, S, 3), results float32 (dim,) of unit length."""
+    """The picture side; items are uint8 (S, S, 3), results float32 (dim,) of unit length.
+
+    With a card an item may also be a JPEG as it came, uint8 (bytes,); its result is None where the card cannot read it.
+    """
 
     def __init__(
         self, choice: Choice, info: Info, size: int, mode: ResizeMode, floor_offset: bool, enough_pixels: int
@@ -49,18 +53,43 @@ class Visual:
         self._size = size
         self._mode = mode
         self._floor_offset = floor_offset
+        self._card: card.Card | None = None
+
+    def decode_on(self, gpu: card.Card) -> None:
+        """Let `gpu` decode JPEGs from now on, if the vectors stay what they are; else say in the log why not."""
+        self._card = gpu
+        if (reason := card.refusal(self.prepare, self._in_batches)) is not None:
+            log.warning("%s: pictures are decoded by the processor, since %s", self.info.name, reason)
+            self._card = None
+
+    def takes_jpeg(self, header: Header, data: bytes) -> bool:
+        """Whether the picture of `header` and `data` may be an item as it is."""
+        return self._card is not None and self._card.takes(header, data)
 
     def prepare(self, picture: Pixels) -> Pixels:
         """Return the square of a picture (H, W, 3) RGB that the network sees, (S, S, 3)."""
         return preprocess.prepare(picture, self._size, self._mode, self._floor_offset)
 
-    def collate(self, items: Sequence[Pixels]) -> Upload:
+    def collate(self, items: Sequence[NDArray[np.uint8]]) -> Upload:
         """Send at most `buckets[-1]` items to the device as (B, S, S, 3)."""
-        return self._transfer.upload(items)
+        jpegs = frozenset(row for row, item in enumerate(items) if item.ndim == 1)
+        if not jpegs:
+            return self._transfer.upload(items)
+        if self._card is not None:
+            return self._card.upload(items)
+        # The model that let them in was replaced by this one while they waited.
+        blank = np.zeros((self._size, self._size, 3), np.uint8)
+        squares = [blank if row in jpegs else item for row, item in enumerate(items)]
+        return replace(self._transfer.upload(squares), unread=jpegs)
 
-    def run(self, batch: Upload) -> list[Vector]:
-        """Return one vector per picture of a batch."""
-        return list(self._transfer.run(self._engine, batch))
+    def run(self, batch: Upload) -> list[Any]:
+        """Return one vector per picture of a batch, None for a JPEG that could not be read."""
+        vectors = self._transfer.run(self._engine, batch)
+        return [None if row in batch.unread else vector for row, vector in enumerate(vectors)]
+
+    def _in_batches(self, items: Sequence[NDArray[np.uint8]]) -> list[Any]:
+        most = self.buckets[-1]
+        return [vector for i in range(0, len(items), most) for vector in self.run(self.collate(items[i : i + most]))]
 
 
 class Textual:
@@ -97,7 +126,13 @@ def load_visual(entry: Clip, config: Config, device: torch.device) -> Visual:
     crop = config.resize == "crop"
     mode = "shortest" if crop else entry.resize
     enough = math.ceil(config.scaled_decode * entry.image_size)
-    return Visual(choice, info, entry.image_size, mode, floor_offset=crop, enough_pixels=enough)
+    visual = Visual(choice, info, entry.image_size, mode, floor_offset=crop, enough_pixels=enough)
+    if config.decode == "cuda":
+        if (reason := card.unavailable(device, config.device_ids)) is None:
+            visual.decode_on(card.Card(device, visual.buckets, entry.image_size, mode, floor_offset=crop))
+        else:
+            log.warning("%s: MACHINE_LEARNING_DECODE=cuda has no effect: %s", entry.name, reason)
+    return visual
 
 
 def load_textual(entry: Clip, config: Config, device: torch.device) -> Textual:
@@ -118,9 +153,7 @@ def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors
     network = _build(entry, "visual", towers.visual, config)
     if _is_untrained(entry, config):
         untrained.spread(network, torch.from_numpy(untrained.pictures(entry.image_size)))
-    inputs = torch.from_numpy(
-        np.stack([preprocess.prepare(np.array(image), entry.image_size, entry.resize) for image in samples.pictures()])
-    )
+    inputs = _squares([np.array(image) for image in samples.pictures()], entry)
     mean, std = towers.mean_and_std(entry)
     return Vectors(
         model=entry.name,
@@ -131,6 +164,7 @@ def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors
         preparation=f"{entry}; {towers.architecture(entry)}; mean {mean}, standard deviation {std}",
         untrained=_is_untrained(entry, config),
         device=device,
+        calibrate=lambda: list(_squares(calibration.pictures(config.calibration), entry)),
     )
 
 
@@ -170,7 +204,16 @@ def textual_subject(entry: Clip, config: Config, device: torch.device, tokenize:
         preparation=f"{entry}; {architecture}",
         untrained=_is_untrained(entry, config),
         device=device,
+        calibrate=lambda: [
+            torch.from_numpy(ids if length_of is None else ids[: _cut_to(length_of(ids))])
+            for ids in (tokenize(text, None) for text in calibration.texts(config.calibration_texts))
+        ],
     )
+
+
+def _squares(pictures: Sequence[Pixels], entry: Clip) -> Tensor:
+    """Return pictures (H, W, 3) as the network takes them, (N, S, S, 3)."""
+    return torch.from_numpy(np.stack([preprocess.prepare(one, entry.image_size, entry.resize) for one in pictures]))
 
 
 def _build(entry: Clip, kind: Literal["visual", "textual"], build: Callable[[Clip], Tower], config: Config) -> Tower:

@@ -72,7 +72,8 @@ class Network:
 class Spec:
     """What an engine is made for: the sizes of its input, the device, the precision.
 
-    `buckets` are the ascending numbers of rows it is called with; the other fields are as in Network.
+    `buckets` are the ascending numbers of rows it is called with; `calibration` are batches (1, …) to measure the
+    ranges of int8 on, which building alone needs; the other fields are as in Network.
     """
 
     network: str
@@ -84,6 +85,7 @@ class Spec:
     buckets: tuple[int, ...]
     device: torch.device
     layout: Layout = Layout()
+    calibration: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
 
 
 class Engine(Protocol):
@@ -124,7 +126,7 @@ class Choice:
     engines: tuple[Engine, ...]
     buckets: tuple[int, ...]
     reason: str
-    built: bool  # taken from the store of compiled engines
+    built: bool  # taken from the store of compiled engines, with nothing left to build
 
     @property
     def engine(self) -> Engine:
@@ -175,6 +177,8 @@ class Subject(Protocol):
     untrained: bool
     device: torch.device
     buckets: tuple[int, ...]  # items per batch that the server may ask for
+    splits: bool  # whether parts of a batch may run at the same time, on fewer cores each
+    no_int8: str  # why it is not built in int8, "" if it is
 
     @property
     def expected(self) -> Any:
@@ -182,6 +186,9 @@ class Subject(Protocol):
 
     def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
         """Return what to build of each network, for batches of `buckets` items."""
+
+    def calibration(self) -> tuple[Tensor, ...]:
+        """Return batches (1, …) to measure the ranges of int8 on; raises BuildFailed."""
 
     def examine(self, engines: Sequence[Engine], precision: Precision, buckets: Sequence[int]) -> Any:
         """Hold `engines`, one per network, against eager float32: a parity.Report."""

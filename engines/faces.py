@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines import memory, mtcnn, samples, weights
+from engines import calibration, memory, mtcnn, samples, weights
 from engines.catalog import DEMO, Face
 from engines.choice import choose
 from engines.engine import Choice, Network, host_of
@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 
 CROP_SIZE = 160  # side of the recogniser's input in pixels
 UNTRAINED_SEED = 20160411
+UNTRAINED_BIAS = 0.5
 STATISTICS = "data/demo/facenet_batchnorm.safetensors"
+_EMBEDDING = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Detector:
         try:
             with on_gpu:
                 return mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self._min_face)
-        except OutOfMemory:  # of one of the networks
+        except (OutOfMemory, MemoryError):  # of one of the networks, or of the tables on a processor
             return None
         except RuntimeError as error:  # of all around them: tables, levels, crops
             if not is_out_of_memory(error):
@@ -214,6 +216,7 @@ def recogniser_subject(entry: Face, config: Config, device: torch.device) -> Vec
         preparation="(pixels - 127.5) / 128",
         untrained=untrained,
         device=device,
+        calibrate=lambda: [torch.from_numpy(crop) for crop in calibration.faces()],
     )
 
 
@@ -229,7 +232,8 @@ def untrained_state() -> dict[str, Tensor]:
 
     Drawn by NumPy's RandomState, whose stream is frozen: the shipped statistics fit these weights and no others,
     whatever the version of torch. Weights are uniform with variance 2 / fan-in, after He et al., Delving Deep into
-    Rectifiers (2015).
+    Rectifiers (2015). The norms inside have a bias, so that most rectifiers let most of what they get pass and
+    different faces stay different; the last one has none, or its answers would all have that in common.
     """
     rng = np.random.RandomState(UNTRAINED_SEED)
     state = {}
@@ -239,16 +243,30 @@ def untrained_state() -> dict[str, Tensor]:
             bound = (6 / tensor[0].numel()) ** 0.5
             state[key] = torch.from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))
         else:
-            state[key] = torch.full(shape, key.endswith(("bn.weight", "running_var")), dtype=tensor.dtype)
+            value = UNTRAINED_BIAS if key.endswith(".bn.bias") else key.endswith(("bn.weight", "running_var"))
+            state[key] = torch.full(shape, value, dtype=tensor.dtype)
     return state
 
 
 def untrained_statistics() -> dict[str, Tensor]:
-    """Return the batch-norm statistics for `untrained_state`, with which different faces spread.
+    """Return the batch-norm statistics and the last layer for `untrained_state`, with which different faces spread.
 
     Made by scripts/calibrate_facenet.py and shipped, since pictures of faces are no part of a running server.
     """
-    return safetensors.torch.load(resources.files("engines").joinpath(STATISTICS).read_bytes())
+    return with_last_layer(safetensors.torch.load(resources.files("engines").joinpath(STATISTICS).read_bytes()))
+
+
+def with_last_layer(statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `statistics` with the weights of the last layer in place of "directions" (K, 1792).
+
+    They are seeded mixtures of those directions of its input in which faces differ most. A layer that looks along all
+    directions alike, as drawn weights do, gathers the rounding errors of 1,792 channels; a trained one does not.
+    """
+    directions = statistics["directions"]
+    rng = np.random.RandomState(UNTRAINED_SEED)
+    mixture = torch.from_numpy(rng.uniform(-1, 1, (_EMBEDDING, len(directions))).astype(np.float32))
+    others = {key: tensor for key, tensor in statistics.items() if key != "directions"}
+    return {**others, "last_linear.weight": mixture @ directions}
 
 
 def _empty() -> InceptionResnetV1:

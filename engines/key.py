@@ -47,9 +47,11 @@ CODE = (
     "parity.py",
     "samples.py",
     "subject.py",
+    "quantise.py",
 )
-# What a newer installation changes, and what must be equal for that alone to be why an engine is of no use any more.
-_VERSIONS = ("torch", "compiler", "libraries", "code", "package")
+# What a newer installation or another calibration changes, and what must be equal for that alone to be why an engine
+# is of no use any more.
+_VERSIONS = ("torch", "compiler", "libraries", "code", "package", "calibration")
 _PLACE = ("model", "kind", "weights", "backend", "precision", "device", "instructions", "cuda")
 _DIGITS = 32  # of a sha256 in hexadecimal: 128 bits tell apart whatever will ever be built
 
@@ -57,8 +59,9 @@ _DIGITS = 32  # of a sha256 in hexadecimal: 128 bits tell apart whatever will ev
 class Key(BaseModel):
     """What an engine was built from and for. All fields are words for people; equal words mean an equal engine.
 
-    `weights` and `code` are hashes; `inputs` are names, shapes and numbers of rows; `compiler` and `libraries` are
-    versions; "" is what a device does not have.
+    `weights` and `code` are hashes; `inputs` are names, shapes and numbers of rows; `calibration` is what the ranges
+    of int8 were measured on, by number and hash, "" in other precisions; `compiler` and `libraries` are versions; "" is
+    what a device does not have.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -70,6 +73,7 @@ class Key(BaseModel):
     inputs: str
     backend: BackendName
     precision: Precision
+    calibration: str
     device: str
     instructions: str
     cuda: str
@@ -84,7 +88,7 @@ class Key(BaseModel):
         return _hash([json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=True).encode("ascii")])
 
     def replaces(self, other: "Key") -> bool:
-        """Return whether `other` is of the same weights and device, but of other versions than those of here.
+        """Return whether `other` is of the same weights and device, but of other versions or inputs to calibrate on.
 
         Other weights do not count: both may be in use, as random ones are beside real ones of the same name.
         """
@@ -105,11 +109,12 @@ def key_for(
     device: torch.device,
     specs: Sequence[Spec],
     weights: str | None = None,
+    calibration: str = "",
 ) -> Key:
     """Return the key of an engine of `subject` for `specs`, one per network, on this machine.
 
-    `weights` is what `weights_hash` gave for this subject before, None computes it. Raises EngineMissing if the
-    backend's libraries are not installed.
+    `weights` is what `weights_hash` gave for this subject before, None computes it; `calibration` is what
+    `calibration_words` says. Raises EngineMissing if the backend's libraries are not installed.
     """
     identity = machine.identity(device)
     return Key(
@@ -120,6 +125,7 @@ def key_for(
         inputs="; ".join(_inputs(spec) for spec in specs),
         backend=backend,
         precision=precision,
+        calibration=calibration,
         device=identity.device,
         instructions=identity.instructions,
         cuda=identity.cuda,
@@ -138,6 +144,12 @@ def weights_hash(networks: Sequence[Network]) -> str:
     weights, about a second per gigabyte.
     """
     return _hash(part for network in networks for part in _parts(network))
+
+
+def calibration_words(batches: Sequence[Tensor]) -> str:
+    """Return how many `batches` there are to calibrate on and a hash of them; "" for none."""
+    parts = (part for batch in batches for part in (f"{tuple(batch.shape)}\n".encode(), _bytes(batch)))
+    return f"{len(batches)} inputs {_hash(parts)}" if batches else ""
 
 
 def _parts(network: Network) -> Iterable["bytes | memoryview"]:

@@ -263,21 +263,26 @@ def _intel(device: "torch.device", what: str) -> str:
 def native(precision: "Precision", device: "torch.device", root: Path = _ROOT) -> str | None:
     """Return None, or one sentence why the hardware of `device` does not compute in `precision` by itself.
 
-    Where it does not, each operation is imitated in float32, which is slower than float32.
+    Where it does not, each operation is imitated in others, which is slower than float32.
     """
     import torch
 
-    if precision in ("float32", "int8"):
+    if precision == "float32":
         return None
     if device.type == "cuda":
-        # bfloat16 came with Ampere; all cards that torch still supports have float16.
+        # bfloat16 came with Ampere; all cards that torch still supports have float16 and int8.
         old = precision == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0)
         return f"{torch.cuda.get_device_name(device)} is older than bfloat16: use float16." if old else None
     if device.type == "xpu":
-        name = {"bfloat16": "BF16", "float16": "FP16"}[precision]
+        name = {"bfloat16": "BF16", "float16": "FP16", "int8": "INT8"}[precision]
         able = intel.openvino().Core().get_property(f"GPU.{device.index or 0}", "OPTIMIZATION_CAPABILITIES")
         return None if name in able else f"This Intel GPU does not compute in {precision}."
-    wanted = {"bfloat16": {"avx512_bf16", "amx_bf16", "bf16"}, "float16": {"avx512_fp16", "amx_fp16", "asimdhp"}}
+    wanted = {
+        "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+        "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+        # Products of bytes that are summed up in 32 bits: without them sums overflow, or take several steps.
+        "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"},
+    }
     if wanted[precision] & _processor(root)[1]:
         return None
     return f"This processor has no instructions for {precision} ({', '.join(sorted(wanted[precision]))})."

@@ -22,8 +22,10 @@ class Config:
     alone), `device_ids` are ordinals of it, `require_device` refuses all others. `threads` is the number of threads of
     one operation, 0 is all cores at hand; `examine` whether a load may take seconds to examine eager PyTorch in lower
     precisions; `streams` the number of parts of a batch that run at once, 0 is what was measured to be the fastest;
-    `hint` is for OpenVINO. `scaled_decode` is how many times the side that a CLIP model takes a JPEG must keep on both
-    sides where it is decoded at a fraction of its size, 0 for never.
+    `hint` is for OpenVINO. `calibration` is a folder of pictures and `calibration_texts` a file of texts, one per line,
+    that int8 is calibrated on; without them it is on generated ones. `scaled_decode` is how many times the side that a
+    CLIP model takes a JPEG must keep on both sides where it is decoded at a fraction of its size, 0 for never. `decode`
+    is where the JPEGs are decoded of which only a CLIP vector is wanted.
     """
 
     cache_folder: Path
@@ -40,6 +42,9 @@ class Config:
     streams: int = 0
     hint: Literal["latency", "throughput"] = "latency"
     scaled_decode: float = 4.0
+    calibration: Path | None = None
+    calibration_texts: Path | None = None
+    decode: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,20 @@
 
 Knows the three networks that facenet-pytorch ships, the pyramid before them and the bookkeeping between them. The
 arithmetic follows facenet-pytorch's detect_face step by step, so that the same faces come out: boxes in its
-conventions, areas with one pixel added where it adds one. What is new: one summed-area table per picture serves every
-pyramid level and every crop, all crops of a batch go through R-Net and O-Net together, thresholds belong to a picture.
+conventions, areas with one pixel added where it adds one. What is new: all crops go through R-Net and O-Net together,
+levels and crops come from one table per picture (area.py), thresholds belong to a picture. On a processor pictures and
+levels are spread over threads, each of which does its own work from the pixels to the boxes: that scales, the many
+small operations in between do not. On a GPU the pictures of a batch share their operations.
 Deliberately knows nothing of Pillow, of models in memory, or of what is done with a face.
 
 Method: Zhang et al., Joint Face Detection and Alignment using Multi-task Cascaded Convolutional Networks (2016).
-Summed-area tables: Crow, Summed-Area Tables for Texture Mapping (1984).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +23,12 @@ from facenet_pytorch.models.mtcnn import ONet, PNet, RNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import nms
+
+from engines.area import AreaTable, PackedTable
+
+T = TypeVar("T")
+Table = AreaTable | PackedTable
+Found = tuple[NDArray[np.float32], NDArray[np.float32]]  # boxes and scores of one picture
 
 # The constants of facenet-pytorch's MTCNN; the threshold of the last stage comes with each picture.
 PYRAMID_FACTOR = 0.709
@@ -32,13 +41,44 @@ OVERLAP = 0.7
 REFINE_SIZE = 24
 OUTPUT_SIZE = 48
 CROPS_AT_ONCE = 512  # bounds memory when a batch has thousands of candidates
+# A probability of two exceeds the threshold where the difference of their logits exceeds this.
+_PROPOSAL_LOGIT = math.log(PROPOSAL_THRESHOLD / (1 - PROPOSAL_THRESHOLD))
+_CENTRE, _SCALE = 127.5, 0.0078125  # of the levels that the networks were trained with
+
+
+class Proposal(nn.Module):
+    """P-Net with its preprocessing; `body` is what lower precisions cast.
+
+    Levels 0 to 255 (N, 3, H, W) float32 in; out comes (N, 5, h, w) float32: four shifts, and by how much the logit of a
+    face exceeds that of none. The scaling of levels is folded into the first convolution, whose bias it only moves
+    since nothing is padded, and the two logits into one: the same function of maps that need not be made.
+    """
+
+    def __init__(self, network: PNet) -> None:
+        super().__init__()
+        first, shifts, logits = network.conv1, network.conv4_2, network.conv4_1
+        scaled = nn.Conv2d(3, first.out_channels, first.kernel_size)
+        last = nn.Conv2d(shifts.in_channels, 5, 1)
+        with torch.no_grad():
+            scaled.weight.copy_(first.weight * _SCALE)
+            scaled.bias.copy_(first.bias - _CENTRE * scaled.weight.sum((1, 2, 3)))  # type: ignore[union-attr]  # has one
+            last.weight.copy_(torch.cat([shifts.weight, logits.weight[1:] - logits.weight[:1]]))
+            last.bias.copy_(torch.cat([shifts.bias, logits.bias[1:] - logits.bias[:1]]))  # type: ignore[union-attr]  # the same
+        self.body = nn.Sequential(
+            *(scaled, network.prelu1, network.pool1),
+            *(network.conv2, network.prelu2, network.conv3, network.prelu3),
+            last,
+        )
+
+    def forward(self, levels: Tensor) -> Tensor:
+        maps: Tensor = self.body(levels.to(next(self.body.parameters()).dtype))
+        return maps.float()
 
 
 class Stage(nn.Module):
-    """P-, R- or O-Net with its preprocessing; `body` is what lower precisions cast.
+    """R- or O-Net with its preprocessing; `body` is what lower precisions cast.
 
-    Levels 0 to 255 (N, 3, H, W) float32 in; out comes (N, 5) float32, for P-Net (N, 5, h, w): four shifts and the
-    probability of a face.
+    Levels 0 to 255 (N, 3, side, side) float32 in; out comes (N, 5) float32: four shifts and the probability of a face.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -46,7 +86,7 @@ class Stage(nn.Module):
         self.body = body
 
     def forward(self, levels: Tensor) -> Tensor:
-        standardised = (levels - 127.5) * 0.0078125
+        standardised = (levels - _CENTRE) * _SCALE
         # O-Net has five landmarks between shifts and probabilities, which nobody asks for.
         shifts, *_, probabilities = self.body(standardised.to(next(self.body.parameters()).dtype))
         return torch.cat([shifts, probabilities[:, 1:]], dim=1).float()
@@ -54,114 +94,74 @@ class Stage(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Nets:
-    """The three stages on one device, each (N, 3, H, W) to (N, 5, …) as Stage says."""
+    """The three networks on one device, as Proposal and Stage say.
+
+    With a `pool` they may be called by several of its threads at the same time.
+    """
 
     proposal: Callable[[Tensor], Tensor]
     refine: Callable[[Tensor], Tensor]
     output: Callable[[Tensor], Tensor]
     device: torch.device
+    pool: Executor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AreaTable:
-    """Sums over rectangles of several RGB pictures, four look-ups each.
-
-    `sums` is (P, 3) int32: the tables of all pictures one after another, each of (H + 1) * (W + 1) entries by rows;
-    picture k begins at `starts[k]`, and its H, W are `sizes[k]`. In a large picture entries pass 2^31 and wrap around.
-    Differences modulo 2^32 are still exact as long as one rectangle sums up to less, which is 8.4 million white
-    pixels: a table of half the memory.
-    """
-
-    sums: Tensor
-    starts: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-
-
-def load_stages() -> tuple[Stage, Stage, Stage]:
+def load_stages() -> tuple[Proposal, Stage, Stage]:
     """Return P-, R- and O-Net on the CPU with the weights that facenet-pytorch ships."""
-    proposal, refine, output = (
-        Stage(net().to(memory_format=torch.channels_last)).eval().requires_grad_(False) for net in (PNet, RNet, ONet)
-    )
+    proposal, refine, output = Proposal(PNet()), Stage(RNet()), Stage(ONet())
+    for network in (proposal, refine, output):
+        body: Any = network.body  # its overloads know no memory formats
+        body.to(memory_format=torch.channels_last)
+        network.eval().requires_grad_(False)
     return proposal, refine, output
 
 
-@torch.inference_mode()
 def detect(
     nets: Nets, pictures: Sequence[NDArray[np.uint8]], min_scores: Sequence[float], min_face: int
-) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+) -> list[Found]:
     """Return the boxes (N, 4) and scores (N,) of the faces in each picture, highest score first.
 
     Pictures are (H, W, 3) RGB. Boxes are x1, y1, x2, y2 in pixels and may reach past the edge. `min_scores[k]` is what
     O-Net must exceed in picture k, `min_face` the side in pixels of the smallest face to look for. A picture with a
     side below `min_face` has none.
     """
-    table = area_table(pictures, nets.device)
-    proposals = [_propose(nets.proposal, table, k, min_face) for k in range(len(pictures))]
-    boxes = torch.cat(proposals)
-    owners = torch.cat([torch.full((len(p),), k, device=nets.device) for k, p in enumerate(proposals)])
-
-    boxes, owners, shifts, scores = _examine(nets.refine, table, boxes, owners, REFINE_SIZE)
-    keep = scores > REFINE_THRESHOLD
-    boxes, owners, shifts, scores = boxes[keep], owners[keep], shifts[keep], scores[keep]
-    keep = _suppress_by_picture(boxes, scores, owners, len(pictures))
-    boxes, owners = _squared(_shifted(boxes[keep], shifts[keep])), owners[keep]
-
-    boxes, owners, shifts, scores = _examine(nets.output, table, boxes, owners, OUTPUT_SIZE)
-    keep = scores > torch.tensor(min_scores, dtype=torch.float32, device=nets.device)[owners]
-    boxes, owners, scores = _shifted(boxes[keep], shifts[keep]), owners[keep], scores[keep]
-    found, ranks, owner = boxes.cpu().numpy(), scores.cpu().numpy(), owners.cpu().numpy()
-    faces = []
-    for k in range(len(pictures)):
-        own_boxes, own_ranks = found[owner == k], ranks[owner == k]
-        picks = suppress_by_smaller(own_boxes, own_ranks, OVERLAP)
-        faces.append((own_boxes[picks], own_ranks[picks]))
-    return faces
+    run = _apart if nets.device.type == "cpu" else _together
+    return run(nets, pictures, min_scores, min_face)
 
 
-def area_table(pictures: Sequence[NDArray[np.uint8]], device: torch.device) -> AreaTable:
-    """Return the summed-area table of `pictures`, each (H, W, 3), on `device`."""
-    sizes = tuple((p.shape[0], p.shape[1]) for p in pictures)
-    ends = np.cumsum([(h + 1) * (w + 1) for h, w in sizes]).tolist()
-    starts = (0, *ends[:-1])
-    sums = torch.zeros(ends[-1], 3, dtype=torch.int32, device=device)
-    for picture, start, end, (height, width) in zip(pictures, starts, ends, sizes, strict=True):
-        table = sums[start:end].view(height + 1, width + 1, 3)
-        table[1:, 1:] = torch.from_numpy(picture).to(device)
-        if device.type == "cpu":
-            # torch.cumsum down the columns of a wide table misses the cache at each step: adding rows and summing up
-            # one channel at a time takes a quarter of the time.
-            rows = table.view(height + 1, -1).unbind(0)
-            for above, row in pairwise(rows):
-                row.add_(above)
-            for channel in table.unbind(2):
-                torch.cumsum(channel, 1, dtype=torch.int32, out=channel)
-        else:
-            table.copy_(table.cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32))
-    return AreaTable(sums, starts, sizes)
+def _apart(
+    nets: Nets, pictures: Sequence[NDArray[np.uint8]], min_scores: Sequence[float], min_face: int
+) -> list[Found]:
+    """Do as `detect`: picture by picture, spread over the pool where there is one."""
+
+    def spread(function: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+        return list((nets.pool.map if nets.pool else map)(function, *arguments))
+
+    tables = spread(PackedTable, pictures)
+    levels = [(k, level) for k, table in enumerate(tables) for level in pyramid(*table.sizes[0], min_face)]
+    found = spread(
+        lambda k, level: _proposed(nets.proposal, tables[k], 0, *level),
+        *(zip(*levels, strict=True) if levels else ((), ())),
+    )
+    own = [[windows for (k, _), windows in zip(levels, found, strict=True) if k == j] for j in range(len(tables))]
+
+    def decided(table: PackedTable, windows: Sequence[Tensor], min_score: float) -> Found:
+        (faces,) = _decided(nets, table, [_merged(windows, nets.device)], [min_score])
+        return faces
+
+    return spread(decided, tables, own, min_scores)
 
 
-def resample(table: AreaTable, owners: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return the inside of each box as (N, 3, height, width) float32 in levels 0 to 255, channels last in memory.
-
-    `owners` (N,) int64 says of which picture, `boxes` (N, 4) int64 are x1, y1, x2, y2 within it, the last two
-    exclusive, none empty. This is torch's interpolate with mode "area": pixel i of n is the mean of the source
-    pixels floor(i * size / n) up to, not including, ceil((i + 1) * size / n).
-    """
-    x1, y1, x2, y2 = boxes.unbind(1)
-    lefts, rights = _edges(x1, x2, width)
-    tops, bottoms = _edges(y1, y2, height)
-    starts = torch.tensor(table.starts, device=boxes.device)[owners, None]
-    strides = torch.tensor([w + 1 for _, w in table.sizes], device=boxes.device)[owners, None]
-    upper, lower = starts + tops * strides, starts + bottoms * strides
-
-    def corners(rows: Tensor, columns: Tensor) -> Tensor:
-        places = rows[:, :, None] + columns[:, None, :]
-        return table.sums.index_select(0, places.view(-1))
-
-    sums = corners(lower, rights).sub_(corners(lower, lefts)).sub_(corners(upper, rights)).add_(corners(upper, lefts))
-    counts = (bottoms - tops)[:, :, None] * (rights - lefts)[:, None, :]
-    means = sums.view(-1, height, width, 3).float().div_(counts[..., None])  # (N, height, width, 3)
-    return means.permute(0, 3, 1, 2)
+def _together(
+    nets: Nets, pictures: Sequence[NDArray[np.uint8]], min_scores: Sequence[float], min_face: int
+) -> list[Found]:
+    """Do as `detect`: the candidates of all pictures go through R-Net and O-Net together."""
+    table = AreaTable.of(pictures, nets.device)
+    proposals = [
+        _merged([_proposed(nets.proposal, table, k, *level) for level in pyramid(*size, min_face)], nets.device)
+        for k, size in enumerate(table.sizes)
+    ]
+    return _decided(nets, table, proposals, min_scores)
 
 
 def pyramid(height: int, width: int, min_face: int) -> Iterator[tuple[float, int, int]]:
@@ -195,18 +195,18 @@ def suppress_by_smaller(boxes: NDArray[np.float32], scores: NDArray[np.float32],
     return np.array(picks, dtype=np.intp)
 
 
-def _propose(net: Callable[[Tensor], Tensor], table: AreaTable, k: int, min_face: int) -> Tensor:
-    """Return P-Net's candidates in picture `k` as squares (N, 4)."""
-    device = table.sums.device
-    height, width = table.sizes[k]
-    owner = torch.tensor([k], device=device)
-    whole = torch.tensor([[0, 0, width, height]], device=device)
-    levels = [torch.zeros(0, 9, device=device)]
-    for scale, level_height, level_width in pyramid(height, width, min_face):
-        maps = net(resample(table, owner, whole, level_height, level_width))[0]  # (5, h, w)
-        found = _windows(maps[:4], maps[4], scale)
-        levels.append(found[nms(found[:, :4], found[:, 4], OVERLAP_IN_LEVEL)])
-    found = torch.cat(levels)
+@torch.inference_mode()
+def _proposed(net: Callable[[Tensor], Tensor], table: Table, k: int, scale: float, height: int, width: int) -> Tensor:
+    """Return the windows of one level of picture `k` that P-Net takes for faces: box, score, shifts (N, 9)."""
+    maps = net(table.level(k, height, width))[0]  # (5, h, w)
+    found = _windows(maps[:4], maps[4], scale)
+    return found[nms(found[:, :4], found[:, 4], OVERLAP_IN_LEVEL)]
+
+
+@torch.inference_mode()
+def _merged(levels: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the candidates of all levels of a picture as squares (N, 4)."""
+    found = torch.cat([torch.zeros(0, 9, device=device), *levels])
     found = found[nms(found[:, :4], found[:, 4], OVERLAP)]
     boxes, shifts = found[:, :4], found[:, 5:]
     # Unlike the later stages P-Net's shifts are in sides of x2 - x1, without the extra pixel.
@@ -214,18 +214,43 @@ def _propose(net: Callable[[Tensor], Tensor], table: AreaTable, k: int, min_face
     return _squared(boxes + shifts * sides)
 
 
-def _windows(shifts: Tensor, scores: Tensor, scale: float) -> Tensor:
+@torch.inference_mode()
+def _decided(nets: Nets, table: Table, proposals: Sequence[Tensor], min_scores: Sequence[float]) -> list[Found]:
+    """Return boxes and scores of the faces among the candidates (N, 4) of each picture."""
+    boxes = torch.cat(list(proposals))
+    owners = torch.cat([torch.full((len(p),), k, device=nets.device) for k, p in enumerate(proposals)])
+
+    boxes, owners, shifts, scores = _examine(nets.refine, table, boxes, owners, REFINE_SIZE)
+    keep = scores > REFINE_THRESHOLD
+    boxes, owners, shifts, scores = boxes[keep], owners[keep], shifts[keep], scores[keep]
+    keep = _suppress_by_picture(boxes, scores, owners, len(proposals))
+    boxes, owners = _squared(_shifted(boxes[keep], shifts[keep])), owners[keep]
+
+    boxes, owners, shifts, scores = _examine(nets.output, table, boxes, owners, OUTPUT_SIZE)
+    keep = scores > torch.tensor(min_scores, dtype=torch.float32, device=nets.device)[owners]
+    boxes, owners, scores = _shifted(boxes[keep], shifts[keep]), owners[keep], scores[keep]
+    found, ranks, owner = boxes.cpu().numpy(), scores.cpu().numpy(), owners.cpu().numpy()
+    faces = []
+    for k in range(len(proposals)):
+        own_boxes, own_ranks = found[owner == k], ranks[owner == k]
+        picks = suppress_by_smaller(own_boxes, own_ranks, OVERLAP)
+        faces.append((own_boxes[picks], own_ranks[picks]))
+    return faces
+
+
+def _windows(shifts: Tensor, logits: Tensor, scale: float) -> Tensor:
     """Return box, score and shifts (N, 9) of the windows of one level, from maps (4, h, w) and (h, w)."""
-    hits = scores >= PROPOSAL_THRESHOLD
-    corners = hits.nonzero().flip(1).float() * PROPOSAL_STRIDE + 1  # (N, 2) as x, y
+    hits = (logits >= _PROPOSAL_LOGIT).nonzero()
+    rows, columns = hits.unbind(1)
+    corners = hits.flip(1).float() * PROPOSAL_STRIDE + 1  # (N, 2) as x, y
     # Divided by a tensor: CUDA would multiply by the reciprocal of a number, and floor would fall on the other side.
-    divisor = torch.tensor(scale, device=scores.device)
+    divisor = torch.tensor(scale, device=logits.device)
     boxes = torch.cat([corners / divisor, (corners + (PROPOSAL_CELL - 1)) / divisor], 1).floor()
-    return torch.cat([boxes, scores[hits][:, None], shifts[:, hits].T], 1)
+    return torch.cat([boxes, logits[rows, columns].sigmoid()[:, None], shifts[:, rows, columns].T], 1)
 
 
 def _examine(
-    net: Callable[[Tensor], Tensor], table: AreaTable, boxes: Tensor, owners: Tensor, size: int
+    net: Callable[[Tensor], Tensor], table: Table, boxes: Tensor, owners: Tensor, size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Show the crops of `boxes` (N, 4) to R-Net or O-Net.
 
@@ -237,7 +262,7 @@ def _examine(
     shifts, scores = [boxes.new_zeros(0, 4)], [boxes.new_zeros(0)]
     for i in range(0, len(boxes), CROPS_AT_ONCE):
         part = slice(i, i + CROPS_AT_ONCE)
-        rows = net(resample(table, owners[part], inside[part], size, size))  # (M, 5)
+        rows = net(table.crops(owners[part], inside[part], size))  # (M, 5)
         shifts.append(rows[:, :4])
         scores.append(rows[:, 4])
     return boxes, owners, torch.cat(shifts), torch.cat(scores)
@@ -267,10 +292,3 @@ def _squared(boxes: Tensor) -> Tensor:
     side = sides.max(1, keepdim=True).values
     corners = boxes[:, :2] + sides * 0.5 - side * 0.5
     return torch.cat([corners, corners + side], 1)
-
-
-def _edges(first: Tensor, last: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return where each of `count` bins between `first` and `last` (N,) begins and ends, (N, count) each."""
-    steps = torch.arange(count + 1, device=first.device)
-    spans = (last - first)[:, None]
-    return first[:, None] + steps[:-1] * spans // count, first[:, None] + (steps[1:] * spans + count - 1) // count

@@ -5,8 +5,9 @@ kept.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,18 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engines import mtcnn, parity, samples
+from engines import machine, mtcnn, parity, samples
 from engines.engine import MAX_BATCH, Choice, Engine, Layout, Network, Precision, Spec, Subject, host_of, powers_of_two
+from engines.errors import BuildFailed
 from engines.fitting import Fitting
 from engines.model import Info, Kind
 from engines.parity import Report
 from engines.transfer import Transfer
 
+FEWEST = 8  # inputs that int8 is calibrated on: fewer leave too much of what will come outside of the ranges
 PICTURES_AT_ONCE = 8  # more do not run faster on a CPU, and the tables of eight large photos fill a gigabyte
 SIDES = {"refine": mtcnn.REFINE_SIZE, "output": mtcnn.OUTPUT_SIZE}  # of crops, by network
 SCORE = 0.7  # what a face must exceed where a detector is examined
-# Crops come in any number: 1, 2, 3, 4, 6, 8, 12, … keep the padding below a third.
-CROP_BUCKETS = tuple(sorted({*powers_of_two(mtcnn.CROPS_AT_ONCE), *(3 << i for i in range(8))}))
+# Crops come in any number, and the nearest of these above it is filled up: with 3 to 10 % where there are many.
+CROP_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, *range(24, 65, 8), *range(96, mtcnn.CROPS_AT_ONCE + 1, 32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class Vectors:
     """One network that turns rows into vectors: a tower, or the recogniser."""
 
     buckets = powers_of_two(MAX_BATCH)
+    splits = True
+    no_int8 = ""
 
     def __init__(
         self,
@@ -52,14 +57,19 @@ class Vectors:
         preparation: str,
         untrained: bool,
         device: torch.device,
+        calibrate: Callable[[], Sequence[Tensor]],
     ) -> None:
-        """`inputs` (N, *item) are real ones, in full; `cuts` are those that fit shorter shapes, the shortest first."""
+        """`inputs` (N, *item) are real ones, in full; `cuts` are those that fit shorter shapes, the shortest first.
+
+        `calibrate` returns others to measure the ranges of int8 on, each in the shape in which the server runs it.
+        """
         self.model = model
         self.kind = kind
         self.networks: tuple[Network, ...] = (network,)
         self.preparation = preparation
         self.untrained = untrained
         self.device = device
+        self._calibrate = calibrate
         self._inputs = inputs
         self._cuts = (*cuts, Cut("in full", tuple(range(len(inputs))), inputs))
 
@@ -72,6 +82,14 @@ class Vectors:
     def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
         """Return what to build, for batches of `buckets` rows."""
         return (self.networks[0].spec(precision, self.device, layout, tuple(buckets)),)
+
+    def calibration(self) -> tuple[Tensor, ...]:
+        """Return batches (1, …) to measure the ranges of int8 on, none of which the gate examines; BuildFailed."""
+        examined = [row for cut in self._cuts for row in cut.inputs]
+        rows = [row for row in self._calibrate() if not any(torch.equal(row, other) for other in examined)]
+        if len(rows) < FEWEST:
+            raise BuildFailed(f"{len(rows)} inputs are too few to calibrate int8 on: give at least {FEWEST} others.")
+        return tuple(row[None] for row in rows)
 
     def examine(self, engines: Sequence[Engine], precision: Precision, buckets: Sequence[int]) -> Report:
         """Hold the engine against eager float32 in every shape that the server uses."""
@@ -100,9 +118,11 @@ class Stages:
     preparation = "a pyramid and crops of the picture by area means"
     untrained = False
     buckets = powers_of_two(PICTURES_AT_ONCE)
+    splits = False  # its streams are not measured but given
+    no_int8 = "the detector is not built in it, since its boxes move in bfloat16 already"
     min_face = 20  # of a picture that is examined or timed: the hardest that is usual
 
-    def __init__(self, stages: Sequence[mtcnn.Stage], device: torch.device) -> None:
+    def __init__(self, stages: tuple[mtcnn.Proposal, mtcnn.Stage, mtcnn.Stage], device: torch.device) -> None:
         self.device = device
         self._pictures = samples.crowds()
         self._crops = {name: _levels(side) for name, side in SIDES.items()}
@@ -120,11 +140,20 @@ class Stages:
         return self._singly(mtcnn.Nets(proposal, refine, output, host_of(self.device)))
 
     def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
-        """Return what to build of each stage; the number of pictures in a batch changes nothing of it."""
+        """Return what to build of each stage; the number of pictures in a batch changes nothing of it.
+
+        On a processor each core is a stream: pictures, and levels of one, run beside each other.
+        """
+        if self.device.type == "cpu":
+            layout = replace(layout, streams=layout.threads or machine.cores())
         rows = ((1,), CROP_BUCKETS, CROP_BUCKETS)
         return tuple(
             network.spec(precision, self.device, layout, own) for network, own in zip(self.networks, rows, strict=True)
         )
+
+    def calibration(self) -> tuple[Tensor, ...]:
+        """Raise BuildFailed."""
+        raise BuildFailed(f"No int8: {self.no_int8}.")
 
     def examine(self, engines: Sequence[Engine], precision: Precision, buckets: Sequence[int]) -> Report:
         """Hold the three against eager float32: the same faces, picture by picture and all in one batch."""
@@ -173,7 +202,10 @@ def detector_nets(engines: Sequence[Engine]) -> mtcnn.Nets:
     device = host_of(refine.device)
     if refine.backend == "eager" and device.type == "cpu":  # takes any number as it is
         return mtcnn.Nets(proposal, refine, output, device)
-    return mtcnn.Nets(Fitting(proposal, (1,)), Fitting(refine, CROP_BUCKETS), Fitting(output, CROP_BUCKETS), device)
+    fitted = (Fitting(proposal, (1,)), Fitting(refine, CROP_BUCKETS), Fitting(output, CROP_BUCKETS))
+    # PyTorch's own operations spread over the cores by themselves, which threads beside each other would fight for.
+    beside = refine.backend == "openvino" and device.type == "cpu"
+    return mtcnn.Nets(*fitted, device, ThreadPoolExecutor(machine.cores(), "faces") if beside else None)
 
 
 def _in_float32(networks: Sequence[Network], device: torch.device) -> list[nn.Module]:
@@ -189,7 +221,7 @@ def _one_by_one(module: nn.Module, rows: Tensor, device: torch.device) -> Tensor
     return torch.cat([module(row.to(host_of(device))[None]).cpu() for row in rows])
 
 
-def _proposal(stage: mtcnn.Stage) -> Network:
+def _proposal(stage: mtcnn.Proposal) -> Network:
     picture = samples.crowds()[0]
     levels = torch.from_numpy(picture[:96, :120]).permute(2, 0, 1)[None].float()
     return Network(

@@ -26,12 +26,14 @@ class Upload:
     """A batch on a device, or on its way there.
 
     `batch` is (bucket, *item) in the dtype of the items, and its first `rows` are real. `arrived` is None where there
-    is nothing to wait for.
+    is nothing to wait for. `unread` are rows whose item could not be read on the device: what is computed of them means
+    nothing.
     """
 
     batch: Tensor
     rows: int
     arrived: torch.cuda.Event | None = None
+    unread: frozenset[int] = frozenset()
 
 
 class Transfer:

@@ -3,6 +3,7 @@
     python -m scripts.build_engines NAME…                  the best that this machine has
     python -m scripts.build_engines NAME… --backend all    all backends and precisions, as a table to compare
     python -m scripts.build_engines --all                  all that the settings preload
+    python -m scripts.build_engines NAME… --precision int8 --calibrate FOLDER
 
 The server takes the fastest that is there at its next start, or when the model is loaded again. The last line is JSON:
 a list with one record for each backend, precision and network, `passed` or with the `reason`.
@@ -15,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import orjson
@@ -66,6 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind, _, ordinal = options.device.partition(":")
         ids = (int(ordinal),) if ordinal else config.device_ids
         config = replace(config, device=kind, require_device=kind, device_ids=ids)
+    config = replace(
+        config,
+        calibration=options.calibrate or config.calibration,
+        calibration_texts=options.calibrate_texts or config.calibration_texts,
+    )
     screen = Console(stderr=True)
     try:
         wanted = _wanted(options, settings)
@@ -112,7 +119,17 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("auto", "all", *get_args(Precision)),
         default="auto",
-        help="default: auto, the fastest that passes; with --backend all: all",
+        help="default: auto, the fastest that passes but int8; int8: that, or the fastest where it does not pass; "
+        "with --backend all: all but int8",
+    )
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="FOLDER", help="pictures to calibrate int8 on; default: generated ones"
+    )
+    parser.add_argument(
+        "--calibrate-texts",
+        type=Path,
+        metavar="FILE",
+        help="texts to calibrate int8 on, one per line; default: generated",
     )
     parser.add_argument("--batch", type=_buckets, default=(), metavar="1,2,4,…", help="batch sizes, in ascending order")
     parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, xpu; default: as the server does")
@@ -190,7 +207,7 @@ def build_all(
                     tell=lambda stage, name=name, precision=precision: tell(f"{name} {precision} {stage}"),  # type: ignore[misc]
                 )
                 outcomes.append(Outcome(name, precision, stored, ""))
-                if options.precision == "auto" and options.backend != "all":
+                if options.precision in ("auto", "int8") and options.backend != "all":
                     break  # the lower precision came first
             except BuildFailed as error:
                 outcomes.append(Outcome(name, precision, None, str(error)))
@@ -212,6 +229,8 @@ def _precisions(options: argparse.Namespace, name: BackendName) -> tuple[Precisi
         return ("float32", "bfloat16", "float16")
     if options.precision == "auto":
         return ("bfloat16", "float16", "float32")
+    if options.precision == "int8" and options.backend != "all":
+        return ("int8", "bfloat16", "float16", "float32")
     return tuple(precision for precision in get_args(Precision) if precision == options.precision)
 
 

@@ -42,6 +42,8 @@ UNREADY = web.AppKey("unready", list[str])  # why /health/ready says no, beside 
 PRELOAD_AGAIN_S = 30.0  # a preload that failed is tried again: weights may come, a disk may be emptied
 CLOSE_S = 0.2  # what is on the device then ends by itself or with the process
 DETECTION_BATCH_PIXELS = 16_000_000  # ten previews of 1440x1080: bounds the memory of one detector batch
+# Forty of them, three bytes each, and one at a time in float32: bounds what JPEGs take that the GPU decodes.
+GPU_DECODED_PIXELS = 64_000_000
 
 
 class Engines:
@@ -93,6 +95,7 @@ def engine_config(settings: Settings) -> Config:
         streams=settings.streams,
         hint=settings.openvino_hint,
         scaled_decode=settings.scaled_decode,
+        decode=settings.decode,
     )
 
 
@@ -120,6 +123,8 @@ def create_app(
         if part.kind == "detection":
             # No more pixels can be on their way to a detector than are held decoded.
             return Limits(settings.queue_items, settings.max_decoded_pixels, batch_weight=DETECTION_BATCH_PIXELS)
+        if part.kind == "visual":
+            return Limits(settings.queue_items, batch_weight=GPU_DECODED_PIXELS)
         return Limits(settings.queue_items)
 
     app = web.Application(middlewares=[close_at_the_end, errors_to_answers])

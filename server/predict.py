@@ -11,9 +11,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from engines import catalog, images
 from engines.errors import ArtefactBroken, BuildFailed, EngineMissing, WeightsBroken, WeightsMissing
-from engines.images import Pixels, Size
+from engines.images import Header, Pixels, Size
 from engines.model import Kind
 from server.budget import Budget
 from server.errors import BadInput, NoInput, NotServed
@@ -111,6 +113,10 @@ class Predictor:
             models = await self._models(stack, image, header, parts, flow)
             for loaded in models.values():
                 loaded.scheduler.check_room(loaded.queue, ahead=self._pixels.waiting)
+            if models.keys() == {"visual"}:
+                vector = await self._undecoded(models["visual"], image, header, flow)
+                if vector is not None:
+                    return Answer((header.width, header.height), vector)
             async with self._pixels.hold(header.width * header.height, flow):
                 picture, size, items = await self._picture_work(flow, self._prepare, image, models, ask.min_score)
                 embedding: asyncio.Future[Any] | None = None
@@ -128,7 +134,7 @@ class Predictor:
             return Answer(size, None if embedding is None else await embedding, faces)
 
     async def _models(
-        self, stack: AsyncExitStack, image: bytes, header: images.Header, parts: dict[Kind, Part], flow: Hashable
+        self, stack: AsyncExitStack, image: bytes, header: Header, parts: dict[Kind, Part], flow: Hashable
     ) -> dict[Kind, Loaded]:
         try:
             return {
@@ -141,6 +147,13 @@ class Predictor:
             async with self._pixels.hold(header.width * header.height, flow):
                 await self._picture_work(flow, images.decode, image, self._rules.max_pixels)
             raise
+
+    async def _undecoded(self, visual: Loaded, image: bytes, header: Header, flow: Hashable) -> Any:
+        """Return the vector of a picture that the model takes as it came, None if it does not or cannot read it."""
+        if self._rules.exif or not visual.model.takes_jpeg(header, image):
+            return None
+        weight = header.width * header.height  # bounds what is decoded for one batch
+        return await _submit(visual, np.frombuffer(image, np.uint8), flow, weight=weight)
 
     def _prepare(
         self, image: bytes, models: dict[Kind, Loaded], min_score: float

@@ -181,6 +181,11 @@ class Settings(BaseSettings):
         description="Decode JPEGs of which only a CLIP vector is wanted at a fraction of their size, as long as both "
         "sides keep this many times what the model takes; 0 decodes all in full.",
     )
+    decode: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="What decodes JPEGs of which only a CLIP vector is wanted: `cuda` is the GPU, if the vectors stay "
+        "the same.",
+    )
     max_body_mb: float = Field(100, gt=0, description="Largest request body, in megabytes.")
     max_pixels: int = Field(200_000_000, gt=0, description="Largest picture, in pixels.")
     max_decoded_pixels: int = Field(

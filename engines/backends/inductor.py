@@ -1,8 +1,6 @@
 """AOTInductor: a network exported, compiled to a library ahead of time, and saved as one package.
 
-The code is C++ for a processor and Triton for a GPU, so building needs a C++ compiler; loading needs none. On a GPU the
-launches of a batch are recorded once per shape as a CUDA graph and then replayed: small batches wait for launches more
-than for arithmetic.
+The code is C++ for a processor and Triton for a GPU, so building needs a C++ compiler; loading needs none.
 
 A package is an archive with a library and its constants. PyTorch's C++ loader unpacks it to the folder for temporary
 files and opens the library there, so that folder must allow execution. It is called straight: nothing is unpickled. The
@@ -11,7 +9,6 @@ Python around it would unpickle exported programs found in the archive, and comp
 While a batch runs on a processor, Python is locked: the loader's call does not let other threads in.
 """
 
-import logging
 import shutil
 import tempfile
 import warnings
@@ -28,14 +25,11 @@ from engines import export
 from engines.engine import BackendName, Precision, Spec
 from engines.errors import ArtefactBroken, BuildFailed
 
-log = logging.getLogger(__name__)
-
 OPTIONS = {
     "freezing": True,  # weights become constants, laid out as the kernels want them
     "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not as it had when it was built
     "aot_inductor.precompile_headers": False,  # kept for a next build in a folder that outlives this one
 }
-MOST_RECORDINGS = 48  # the buckets 1 to 32 at eight lengths: what comes in more shapes is not recorded
 FOLDED = {getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div")}
 
 
@@ -49,86 +43,22 @@ class Private:
     compiler: str
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """The launches for one shape: `replay` reads `inputs` and writes `output`, always in the same memory."""
-
-    inputs: Tensor
-    output: Tensor
-    replay: Callable[[], None]
-
-
 class Inductor:
-    """A compiled network. `run` computes a batch on the device; `record`, if given, records it for one shape.
-
-    Recorded are the buckets, where at most one size is free: texts come in few lengths, pictures in all sizes.
-    """
+    """A compiled network. `run` computes a batch on the device."""
 
     backend: BackendName = "inductor"
 
-    def __init__(
-        self, run: Callable[[Tensor], Tensor], spec: Spec, record: Callable[[Tensor], Recording] | None = None
-    ) -> None:
+    def __init__(self, run: Callable[[Tensor], Tensor], spec: Spec) -> None:
         self.precision: Precision = spec.precision
         self.device = spec.device
         self._run = run
         self._spec = spec
-        self._record = record if len(spec.free) <= 1 else None
-        self._recordings: dict[torch.Size, Recording | None] = {}
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:
         """Compute `batch`; raises ValueError if it is not as the spec says, since compiled code would not look."""
         _check(batch, self._spec)
-        recording = self._recording_for(batch)
-        if recording is None:
-            return self._run(_laid_out(batch, self.device))
-        recording.inputs.copy_(batch, non_blocking=True)
-        recording.replay()
-        return recording.output.clone()  # the next replay writes to the same place
-
-    def _recording_for(self, batch: Tensor) -> Recording | None:
-        shape = batch.shape
-        if self._record is None or shape[0] not in self._spec.buckets:
-            return None
-        if shape not in self._recordings and len(self._recordings) < MOST_RECORDINGS:
-            try:
-                self._recordings[shape] = self._record(_laid_out(batch, self.device))
-            except RuntimeError as error:  # what CUDA raises
-                log.warning(
-                    "%s runs without a CUDA graph at %s: %s", self._spec.network, tuple(shape), _first_line(error)
-                )
-                self._recordings[shape] = None
-        return self._recordings.get(shape)
-
-
-class Recorder:
-    """Records a function of one tensor on a GPU. All recordings share memory for what lies between input and output.
-
-    Sharing is safe since they are replayed one after another, on the stream of the caller.
-    """
-
-    def __init__(self, run: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        self._run = run
-        self._device = device
-        cuda: Any = torch.cuda  # most of it has no types
-        self._stream = cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, batch: Tensor) -> Recording:
-        """Record the launches for the shape of `batch`, on the device; raises RuntimeError if CUDA refuses."""
-        with torch.cuda.device(self._device):
-            inputs = batch.clone()
-            # What is made on first use (handles, workspaces) cannot be made while recording.
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                self._run(inputs)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # "thread_local": another thread may allocate meanwhile, for another model.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                output = self._run(inputs)
-        return Recording(inputs, output, graph.replay)
+        return self._run(_laid_out(batch, self.device))
 
 
 def available(device: torch.device, precision: Precision) -> str | None:
@@ -184,7 +114,7 @@ def load(module: nn.Module, spec: Spec, folder: Path) -> Inductor:
         (output,) = loader.run([batch])
         return output
 
-    return Inductor(run, spec, Recorder(run, spec.device) if spec.device.type == "cuda" else None)
+    return Inductor(run, spec)
 
 
 def _name_numbers(program: ExportedProgram) -> None:

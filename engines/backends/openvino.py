@@ -1,14 +1,16 @@
 """OpenVINO: a network traced, converted and compiled for a processor or an Intel GPU.
 
-One file in float32 serves all precisions: OpenVINO casts when it compiles, which takes about a second at each load. It
-could cache what it compiled, but after the engine was published nothing may be added to its folder. Streams run parts
-of a batch at the same time, each on its share of the cores.
+One file in float32 serves all precisions but int8: OpenVINO casts when it compiles, which takes about a second at each
+load. For int8 the file has the rounded weights and the ranges of the activations. OpenVINO could cache what it
+compiled, but after the engine was published nothing may be added to its folder. Streams run parts of a batch at the
+same time, each on its share of the cores.
 
 OpenVINO itself is imported only when a function is called. Deliberately knows no networks, and not how many threads or
 streams are the fastest.
 """
 
 import importlib
+import mmap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engines import export, intel, machine
+from engines import export, intel, machine, quantise
 from engines.engine import BackendName, Precision, Spec
 from engines.errors import ArtefactBroken, BuildFailed
 
@@ -33,18 +36,23 @@ _SHAPES_KEPT = 256
 
 
 class OpenVino:
-    """A compiled network; it takes every batch size."""
+    """A compiled network; it takes every batch size, and calls by several threads at the same time."""
 
     backend: BackendName = "openvino"
 
-    def __init__(self, compiled: Callable[[], Any], spec: Spec) -> None:
-        """`compiled` makes an openvino.CompiledModel with one input and one output, as often as it is called."""
+    def __init__(self, compiled: Callable[[], Any], spec: Spec, weights: mmap.mmap | None = None) -> None:
+        """`compiled` makes an openvino.CompiledModel with one input and one output, as often as it is called.
+
+        `weights` is what it was made from: memory that is a file, which may be left whenever it was looked at.
+        """
         self.precision = spec.precision
         self.device = spec.device
         self._compile = compiled
         self._compiled = compiled()
         self._failed = False
         self._streams = spec.layout.streams
+        self._weights = weights
+        self._packed: set[torch.Size] = set()
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Run parts of `batch` (rows, …) at the same time, one per stream; the answer is on the host.
@@ -54,10 +62,24 @@ class OpenVino:
         if self._failed:
             # OpenVINO was seen to take the sizes of a batch that failed for those of the next.
             self._compiled = self._compile()
-        self._failed = True
-        answer = self._infer(batch)
-        self._failed = False
+            self._failed = False
+        try:
+            answer = self._infer(batch)
+        except RuntimeError:
+            self._failed = True
+            raise
+        self._leave_weights(batch.shape[:2])  # a length of texts may be packed for as well
         return answer
+
+    def _leave_weights(self, shape: torch.Size) -> None:
+        """Give up the memory of the weights as they are in the file, once they were packed for `shape`.
+
+        At the first batch of a size OpenVINO makes copies in the order and precision of its kernels, and looks at the
+        others no more but for single rows of a table. They come back from the file by themselves if it does.
+        """
+        if self._weights is not None and shape not in self._packed:
+            self._packed.add(shape)
+            self._weights.madvise(mmap.MADV_DONTNEED)
 
     def _infer(self, batch: Tensor) -> Tensor:
         openvino = intel.openvino()
@@ -81,8 +103,6 @@ def available(device: torch.device, precision: Precision) -> str | None:
     """Return None, or one sentence that says why OpenVINO cannot be used for `precision` on `device`."""
     if device.type not in ("cpu", "xpu"):
         return f"OpenVINO runs on processors and on GPUs of Intel, not on {device.type}."
-    if precision not in _HINTS:
-        return f"This backend does not build {precision}: take float32 or bfloat16."
     if device.type == "cpu" and precision == "float16":
         return "OpenVINO computes float16 on GPUs of Intel alone: take bfloat16 or float32."
     try:
@@ -98,7 +118,7 @@ def available(device: torch.device, precision: Precision) -> str | None:
 
 
 def build(module: nn.Module, spec: Spec, folder: Path) -> None:
-    """Trace and convert `module` into `folder`; raises BuildFailed."""
+    """Trace and convert `module` into `folder`, and quantise it for int8; raises BuildFailed."""
     if (reason := available(spec.device, spec.precision)) is not None:
         raise BuildFailed(reason)
     openvino = intel.openvino()
@@ -108,7 +128,11 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
         for dimension, _, _ in spec.free:
             sizes[dimension + 1] = -1
         model.reshape(sizes)
+        if spec.precision == "int8":
+            model = quantise.quantised(model, spec.calibration)
         openvino.save_model(model, _file(spec, folder), compress_to_fp16=False)
+    except BuildFailed:
+        raise
     except Exception as error:  # a network's own code is run by the tracer, and may raise whatever it likes
         raise BuildFailed(f"OpenVINO cannot convert {spec.network}: {_last_line(error)}") from error
 
@@ -122,19 +146,34 @@ def load(module: nn.Module, spec: Spec, folder: Path) -> OpenVino:
     try:
         # Kept for as long as the engine lives, to compile it again: by then the folder may be gone. What it holds of
         # the weights is a mapping of their file, which stays when the file goes.
-        model = intel.openvino().Core().read_model(file)
-        return OpenVino(partial(_compiled, model, plugin, _options(spec)), spec)
-    except RuntimeError as error:  # all that OpenVINO raises here: files missing, cut off, or of another version
+        model, weights = _read(file)
+        precision = quantise.rest(model, spec.device) if spec.precision == "int8" else spec.precision
+        engine = OpenVino(partial(_compiled, model, plugin, _options(spec, precision)), spec, weights)
+        engine(spec.example[:1])  # packs the weights, for which no request should wait
+        return engine
+    except (RuntimeError, OSError) as error:  # files missing, cut off, or of another version
         raise ArtefactBroken(f"{file} cannot be loaded, build it anew: {_last_line(error)}") from error
+
+
+def _read(file: Path) -> tuple[Any, mmap.mmap | None]:
+    """Return the model in `file`, and its weights as memory that can be left, where the system has such."""
+    core, weights = intel.openvino().Core(), file.with_suffix(".bin")
+    if not hasattr(mmap, "MADV_DONTNEED") or not weights.stat().st_size:
+        return core.read_model(file), None
+    with weights.open("rb") as opened:
+        # Writable for OpenVINO's sake, which never writes there, and private: the file would not see it.
+        mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    tensor = intel.openvino().Tensor(np.frombuffer(mapping, np.uint8), shared_memory=True)
+    return core.read_model(file.read_bytes(), tensor), mapping
 
 
 def _compiled(model: Any, plugin: str, options: dict[str, object]) -> Any:
     return intel.openvino().Core().compile_model(model, plugin, options)
 
 
-def _options(spec: Spec) -> dict[str, object]:
+def _options(spec: Spec, precision: Precision) -> dict[str, object]:
     options: dict[str, object] = {
-        "INFERENCE_PRECISION_HINT": _HINTS[spec.precision],
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": spec.layout.hint.upper(),
         "NUM_STREAMS": spec.layout.streams,
     }

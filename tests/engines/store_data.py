@@ -21,6 +21,7 @@ KEY = Key(
     inputs="visual: uint8 (rows, 224, 224, 3), in batches of 1 2 4 8",
     backend="openvino",
     precision="bfloat16",
+    calibration="",
     device="x86_64 AMD EPYC 25 17",
     instructions="avx2 avx512_bf16",
     cuda="",

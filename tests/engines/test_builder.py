@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from engines import builder, catalog, clip, engine, faces, samples
-from engines.engine import BackendName, Subject
+from engines import builder, catalog, clip, engine, faces, machine, samples
+from engines.choice import choose
+from engines.engine import BackendName, Engine, Precision, Spec, Subject
 from engines.errors import ArtefactBroken, BuildFailed
 from engines.model import Config
 from engines.store import Store
@@ -183,3 +184,85 @@ def test_only_the_buckets_that_were_asked_for_are_built(
     stored = builder.build(tower, "torchscript", "float32", Store(tmp_path / "engines"), QUICK, buckets=(1, 4))
     assert list(stored.manifest.timings) == [1, 4]
     assert set(seen) == {1, 4}
+
+
+def test_int8_is_calibrated_and_other_precisions_are_not(
+    tower: Subject, tmp_path: Path, use: Callable[[Broken], Broken]
+) -> None:
+    seen: list[int] = []
+
+    class Noting(Broken):
+        def build(self, module: nn.Module, spec: Spec, folder: Path) -> None:
+            seen.append(len(spec.calibration))
+            super().build(module, spec, folder)
+
+    use(Noting(faithful))
+    store = Store(tmp_path / "engines")
+    precisions: tuple[Precision, ...] = ("int8", "float32")
+    keys = [builder.build(tower, "torchscript", one, store, QUICK, buckets=(1, 2)).manifest.key for one in precisions]
+    assert seen == [len(tower.calibration()), 0]
+    assert keys[0].calibration.startswith(f"{seen[0]} inputs ")
+    assert keys[1].calibration == ""
+
+
+def test_the_detector_is_refused_int8_in_a_sentence(
+    detector: Subject, tmp_path: Path, use: Callable[[Broken], Broken]
+) -> None:
+    backend = use(Broken(faithful))
+    with pytest.raises(BuildFailed, match=r"^No int8: the detector is not built in it, since .*\.$"):
+        builder.build(detector, "torchscript", "int8", Store(tmp_path / "engines"), QUICK)
+    assert backend.builds == 0
+
+
+@pytest.fixture
+def _processor_with_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO computes int8 also without the instructions for it, only slower."""
+    monkeypatch.setattr(machine, "native", lambda precision, device: None)
+
+
+@pytest.mark.usefixtures("_processor_with_int8")
+def test_int8_that_passes_on_other_inputs_is_published_and_runs(tower: Subject, tmp_path: Path) -> None:
+    config = Config(tmp_path, engine="openvino", precision="int8")
+    stored = builder.build(tower, "openvino", "int8", Store(tmp_path / "engines"), QUICK, buckets=(1, 4))
+    report = stored.manifest.report
+    assert 0.999 <= report.lowest_cosine < 0.999999
+    assert report.lowest_same > 0.9999  # a row alone, in full and odd batches, and beside copies of itself
+    float32 = builder.build(tower, "openvino", "float32", Store(tmp_path / "engines"), QUICK, buckets=(1, 4))
+    sizes = [sum(file.bytes for file in one.manifest.files.values()) for one in (stored, float32)]
+    assert sizes[0] < 0.7 * sizes[1]  # in larger networks a third: here the first block is a quarter of all
+    chosen = choose(tower, config)
+    assert (chosen.engine.backend, chosen.engine.precision, chosen.built) == ("openvino", "int8", True)
+
+
+@pytest.mark.usefixtures("_processor_with_int8")
+def test_int8_that_is_too_coarse_is_refused(tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = tuple(torch.full_like(batch, 128) for batch in tower.calibration())
+    monkeypatch.setattr(tower, "calibration", lambda: grey)
+    store = Store(tmp_path / "engines")
+    with pytest.raises(BuildFailed, match="its lowest cosine to eager float32 is"):
+        builder.build(tower, "openvino", "int8", store, QUICK, buckets=(1, 4))
+    assert store.all() == []
+    # Ranges of better inputs are another engine, which is not refused for that.
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "native", lambda precision, device: None)
+    assert builder.build(tower, "openvino", "int8", store, QUICK, buckets=(1, 4)).manifest.report.passed
+
+
+def test_batches_of_a_subject_that_does_not_split_run_in_one_stream(
+    tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Broken], Broken]
+) -> None:
+    tried: set[int] = set()
+
+    class Noting(Broken):
+        def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+            tried.add(spec.layout.streams)
+            return super().load(module, spec, folder)
+
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr(builder, "LAYOUT_S", 0.0)
+    for splits, expected in ((True, {1, 2, 4}), (False, {1})):
+        tried.clear()
+        use(Noting(faithful))
+        monkeypatch.setattr(tower, "splits", splits)
+        builder.build(tower, "openvino", "float32", Store(tmp_path / str(splits)), QUICK, buckets=(1, 2))
+        assert tried == expected

@@ -31,6 +31,12 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(autouse=True)
+def _processor_with_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not each has the instructions that int8 needs."""
+    monkeypatch.setattr(machine, "native", lambda precision, device: None)
+
+
+@pytest.fixture(autouse=True)
 def _backends_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled backends are eager PyTorch under their names, and eager has no lower precision."""
     compiled = Broken(faithful)
@@ -49,12 +55,14 @@ def publish(
     untrained: bool = False,
     layout: Layout = Layout(),  # noqa: B008 - frozen
     cores: int = 2,
+    calibration: str = "",
     **fields: str,
 ) -> Path:
     """Put an engine into the store with items/s by bucket, beside an eager float32 of 10; `fields` change its key."""
     buckets = powers_of_two(1 << (len(rates) - 1))
     store = Store(cache / "engines")
-    key = key_for(subject, backend, precision, CPU, subject.specs(precision, Layout(), buckets))
+    specs = subject.specs(precision, Layout(), buckets)
+    key = key_for(subject, backend, precision, CPU, specs, calibration=calibration)
     key = Key.model_validate({**key.model_dump(), **fields})
     manifest = Manifest(
         key=key,
@@ -111,6 +119,42 @@ def test_int8_that_passed_on_real_weights_is_taken(tower: Subject, tmp_path: Pat
     publish(tmp_path, tower, "torchscript", "float32", rates=(20, 20))
     publish(tmp_path, tower, "openvino", "int8", rates=(90, 90), untrained=False)
     assert choose(tower, replace(ANY, cache_folder=tmp_path)).engine.precision == "int8"
+
+
+def test_int8_is_used_whatever_it_was_calibrated_on(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "openvino", "int8", rates=(90, 90), calibration="40 inputs 0123")
+    assert choose(tower, replace(ANY, cache_folder=tmp_path, precision="int8")).engine.precision == "int8"
+
+
+def test_int8_that_is_asked_for_is_taken_also_where_others_are_faster(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", "bfloat16", rates=(90, 90))
+    publish(tmp_path, tower, "openvino", "int8", rates=(5, 5), untrained=True)
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path, precision="int8"))
+    assert (chosen.engine.precision, chosen.built) == ("int8", True)
+
+
+def test_without_int8_the_next_best_runs_and_one_is_left_to_build(tower: Subject, tmp_path: Path) -> None:
+    publish(tmp_path, tower, "torchscript", "float32", rates=(20, 20))
+    publish(tmp_path, tower, "torchscript", "bfloat16", rates=(90, 90))
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path, precision="int8"))
+    assert (chosen.engine.precision, chosen.built) == ("bfloat16", False)
+    assert (
+        "no compiled engine in int8: python -m scripts.build_engines demo --precision int8 builds one" in chosen.reason
+    )
+
+
+@pytest.mark.parametrize("lacks", ["processor", "subject"])
+def test_where_int8_cannot_be_the_settings_count_as_auto(
+    tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    if lacks == "processor":
+        monkeypatch.setattr(machine, "native", lambda precision, device: f"there is no {precision}.")
+    else:
+        monkeypatch.setattr(tower, "no_int8", "there is no int8")
+    publish(tmp_path, tower, "torchscript", "bfloat16", rates=(90, 90))
+    chosen = choose(tower, replace(ANY, cache_folder=tmp_path, precision="int8"))
+    assert (chosen.engine.precision, chosen.built) == ("bfloat16", True)
+    assert chosen.reason.endswith("; not int8: there is no int8")
 
 
 def test_the_settings_can_name_the_engine(tower: Subject, tmp_path: Path) -> None:
@@ -200,7 +244,10 @@ def test_streams_are_those_measured_unless_the_cores_are_others(
     [
         (ANY, "python -m scripts.build_engines demo builds one"),
         (replace(ANY, engine="openvino", precision="bfloat16"), "demo --backend openvino --precision bfloat16 builds"),
-        (replace(ANY, precision="int8"), "no backend builds one"),
+        (
+            replace(ANY, precision="int8"),
+            "no compiled engine in int8: python -m scripts.build_engines demo --precision int8",
+        ),
         (replace(ANY, engine="eager"), "the settings ask for eager PyTorch"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from engines import key, machine
 from engines.engine import BackendName, Layout, Network, Subject
 from engines.errors import EngineMissing
-from engines.key import Key, key_for, weights_hash
+from engines.key import Key, calibration_words, key_for, weights_hash
 from engines.machine import Identity
 from tests.engines.store_data import KEY, OTHER
 
@@ -92,7 +92,7 @@ def test_it_is_the_same_in_another_process() -> None:
 
 
 def test_the_digest_is_that_of_its_words() -> None:
-    assert KEY.digest() == "8280515893d050afa066d69693660573"
+    assert KEY.digest() == "23e8c2f771de1760461f1d89a2727888"
     assert KEY.model_copy().digest() == KEY.digest()
     names = {"kind": "textual", "backend": "inductor", "precision": "float32"}
     changed = {KEY.model_copy(update={name: names.get(name, "another")}).digest() for name in Key.model_fields}
@@ -114,6 +114,23 @@ def test_shapes_weights_and_devices_change_it(monkeypatch: pytest.MonkeyPatch) -
     assert fields_that_differ(before, made(weights="known already")) == ["weights"]
     monkeypatch.setattr(machine, "identity", lambda _: Identity("NVIDIA H200", "sm_90", "13.0"))
     assert fields_that_differ(before, made()) == ["device", "instructions", "cuda"]
+
+
+def test_other_inputs_to_calibrate_on_are_another_calibration() -> None:
+    batches = [torch.arange(4)[None], torch.arange(3)[None]]
+    words = calibration_words(batches)
+    assert words.startswith("2 inputs ")
+    assert calibration_words([batch.clone() for batch in batches]) == words
+    for other in (batches[::-1], batches[:1], [batches[0], batches[1] + 1], [torch.arange(7)[None]]):
+        assert calibration_words(other) != words
+    assert calibration_words([]) == ""
+
+
+def test_what_was_calibrated_anew_replaces_what_was_there() -> None:
+    before, after = (KEY.model_copy(update={"precision": "int8", "calibration": words}) for words in ("a", "b"))
+    assert after.replaces(before)
+    assert not after.replaces(after)
+    assert not after.replaces(KEY)  # of another precision
 
 
 def test_the_sources_of_the_engines_and_of_the_backend_change_it(

@@ -334,12 +334,17 @@ def test_precisions_that_the_hardware_lacks_are_named(tmp_path: Path, monkeypatc
     turing = card(monkeypatch, "Tesla T4", (7, 5))
     assert machine.native("bfloat16", turing) == "Tesla T4 is older than bfloat16: use float16."
     assert machine.native("float16", turing) is None
+    assert machine.native("int8", turing) is None
     assert machine.native("bfloat16", card(monkeypatch, "NVIDIA A10", (8, 6))) is None
     epyc = tree(tmp_path / "epyc", proc__cpuinfo=X86.replace("smep", "avx512_vnni"))
     assert machine.native("float32", CPU, epyc) is None
     assert machine.native("int8", CPU, epyc) is None
     assert machine.native("bfloat16", CPU, epyc) is None
     assert "no instructions for float16" in str(machine.native("float16", CPU, epyc))
+    old = tree(tmp_path / "old", proc__cpuinfo=X86)
+    assert machine.native("int8", CPU, old) == (
+        "This processor has no instructions for int8 (amx_int8, asimddp, avx512_vnni, avx_vnni, i8mm)."
+    )
     arm = tree(tmp_path / "arm", proc__cpuinfo=ARM)
     assert machine.native("float16", CPU, arm) is None
     assert "no instructions for bfloat16" in str(machine.native("bfloat16", CPU, arm))  # its small cores have none

@@ -1,4 +1,6 @@
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -6,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from facenet_pytorch import MTCNN
+from facenet_pytorch.models.mtcnn import PNet
 from facenet_pytorch.models.utils.detect_face import nms_numpy
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from engines import mtcnn
+from engines.area import AreaTable
 from tests.engines.faces_data import crowd, montage, photo
 
 CPU = torch.device("cpu")
@@ -109,6 +112,32 @@ def test_a_picture_has_the_same_faces_in_any_batch(nets: mtcnn.Nets) -> None:
             assert_same(found, alone[i], 1e-2, 1e-4)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_and_batches_of_a_gpu_find_what_one_thread_finds(nets: mtcnn.Nets, threads: int) -> None:
+    pictures = [np.array(montage(*MONTAGES[name])) for name in MONTAGES] + [np.zeros((9, 9, 3), np.uint8)]
+    scores = [0.5 + k / 100 for k in range(len(pictures))]
+    alone = [mtcnn.detect(nets, [picture], [score], 20)[0] for picture, score in zip(pictures, scores, strict=True)]
+    with ThreadPoolExecutor(threads) as pool:
+        beside = mtcnn.detect(replace(nets, pool=pool), pictures, scores, 20)
+    for found, expected in zip(beside, alone, strict=True):
+        assert np.array_equal(found[0], expected[0])
+        assert np.array_equal(found[1], expected[1])
+    for found, expected in zip(mtcnn._together(nets, pictures, scores, 20), alone, strict=True):
+        assert_same(found, expected, pixels=0.01, score=1e-4)
+
+
+def test_p_net_with_its_scaling_folded_in_says_what_facenet_pytorchs_says(nets: mtcnn.Nets) -> None:
+    levels = torch.from_numpy(np.array(photo("astronaut.png"))).permute(2, 0, 1)[None].float()
+    theirs = PNet().eval()
+    with torch.inference_mode():
+        for side in (12, 13, 90, 201):
+            part = levels[..., 30 : 30 + side, 150 : 250 + side]
+            shifts, probabilities = theirs((part - 127.5) * 0.0078125)
+            maps = nets.proposal(part)
+            assert (maps[:, :4] - shifts).abs().max() < 1e-4
+            assert (maps[:, 4].sigmoid() - probabilities[:, 1]).abs().max() < 1e-5
+
+
 def test_the_number_of_crops_at_once_changes_nothing(nets: mtcnn.Nets, monkeypatch: pytest.MonkeyPatch) -> None:
     image = montage(*MONTAGES["fourteen"])
     (expected,) = by_us(nets, image)
@@ -154,49 +183,6 @@ def test_the_smallest_face_is_in_pixels_of_the_picture(nets: mtcnn.Nets) -> None
     assert counts[4] == 0
 
 
-def area_means(picture: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    return interpolate(torch.from_numpy(picture).permute(2, 0, 1)[None].double(), size, mode="area")
-
-
-def test_resampling_is_that_of_interpolate() -> None:
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (*rng.integers(1, 90, 2), 3), dtype=np.uint8) for _ in range(40)]
-    table = mtcnn.area_table(pictures, CPU)
-    for k, picture in enumerate(pictures):
-        whole = torch.tensor([[0, 0, picture.shape[1], picture.shape[0]]])
-        for height, width in rng.integers(1, 150, (5, 2)).tolist():
-            means = mtcnn.resample(table, torch.tensor([k]), whole, height, width)
-            assert means.shape == (1, 3, height, width)
-            assert means.dtype == torch.float32
-            assert (means - area_means(picture, (height, width))).abs().max() < 1e-4
-
-
-def test_crops_of_several_pictures_are_resampled_together() -> None:
-    rng = np.random.default_rng(1)
-    pictures = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((60, 40), (1, 7), (33, 90))]
-    owners, boxes = [], []
-    for _ in range(50):
-        k = int(rng.integers(3))
-        height, width, _ = pictures[k].shape
-        x, y = int(rng.integers(width)), int(rng.integers(height))
-        owners.append(k)
-        boxes.append((x, y, int(rng.integers(x + 1, width + 1)), int(rng.integers(y + 1, height + 1))))
-    means = mtcnn.resample(mtcnn.area_table(pictures, CPU), torch.tensor(owners), torch.tensor(boxes), 24, 24)
-    for owner, (x1, y1, x2, y2), mean in zip(owners, boxes, means, strict=True):
-        assert (mean - area_means(pictures[owner][y1:y2, x1:x2], (24, 24))[0]).abs().max() < 1e-4
-
-
-def test_sums_of_a_large_picture_may_wrap_around() -> None:
-    picture = np.full((2100, 4200, 3), 255, dtype=np.uint8)
-    picture[-1, -1] = 0
-    table = mtcnn.area_table([picture], CPU)
-    assert int(table.sums.min()) < 0
-    means = mtcnn.resample(table, torch.tensor([0]), torch.tensor([[0, 0, 4200, 2100]]), 13, 26)
-    assert (means[..., :-1, :] == 255).all()
-    means = mtcnn.resample(table, torch.tensor([0]), torch.tensor([[4198, 2098, 4200, 2100]]), 2, 2)
-    assert means[0, 0].tolist() == [[255, 255], [255, 0]]
-
-
 def test_a_crop_outside_its_picture_goes_with_its_box() -> None:
     class TopLeftLevel(nn.Module):
         """Gives each crop the level of its first pixel, as score and as shift."""
@@ -207,7 +193,7 @@ def test_a_crop_outside_its_picture_goes_with_its_box() -> None:
     pictures = [np.full((30, 40, 3), level, dtype=np.uint8) for level in (10, 20)]
     boxes = torch.tensor([[2.0, 2, 9, 9], [41, 5, 60, 20], [-30, -30, 0.9, 20], [38, 28, 90, 90], [5, -9, 9, -1]])
     owners = torch.tensor([0, 0, 1, 1, 1])
-    table = mtcnn.area_table(pictures, CPU)
+    table = AreaTable.of(pictures, CPU)
     kept, kept_owners, shifts, scores = mtcnn._examine(TopLeftLevel(), table, boxes, owners, 24)
     assert kept.tolist() == boxes[[0, 3]].tolist()
     assert kept_owners.tolist() == [0, 1]

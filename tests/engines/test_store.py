@@ -206,7 +206,7 @@ def test_an_open_draft_of_another_process_is_not_cleared_away(folder: Path) -> N
 
 def other_format(engine: Path) -> None:
     text = (engine / FILE).read_text(encoding="utf-8")
-    (engine / FILE).write_text(text.replace('"format": 1', '"format": 2'), encoding="utf-8")
+    (engine / FILE).write_text(text.replace('"format": 2', '"format": 3'), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -214,10 +214,10 @@ def other_format(engine: Path) -> None:
     [
         (lambda engine: (engine / FILE).write_text('{"format": 1', encoding="utf-8"), "cannot be understood"),
         (lambda engine: (engine / FILE).write_text("[]", encoding="utf-8"), "format None"),
-        (lambda engine: (engine / FILE).write_text('{"format": 1}', encoding="utf-8"), "key: Field required"),
+        (lambda engine: (engine / FILE).write_text('{"format": 2}', encoding="utf-8"), "key: Field required"),
         (lambda engine: (engine / FILE).write_bytes(b"\xff\xfe\x00"), "cannot be understood"),
         (lambda engine: (engine / FILE).unlink(), "cannot be read"),
-        (other_format, "format 2, and 1 is read here"),
+        (other_format, "format 3, and 2 is read here"),
         (lambda engine: engine.chmod(0o777), "can be written by others"),
     ],
     ids=["cut off", "no object", "no key", "no text", "gone", "other format", "mode"],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engines import machine, memory
-from engines.engine import BackendName, Engine, Layout, Precision, backend_named
+from engines import graphs, machine, memory
+from engines.engine import BackendName, Engine, Layout, Precision, Spec, backend_named
 from engines.model import Config
 from tests.gpu.networks import BUCKETS, CASES
 
@@ -51,7 +51,14 @@ def first_gpu() -> torch.device:
 
 
 def new_engine(case: str, backend: BackendName, precision: Precision, device: torch.device, folder: Path) -> Engine:
-    """Build the engine of a case in the empty `folder` and load it."""
+    """Build the engine of a case in the empty `folder` and load it as the server does, its launches recorded."""
+    return graphs.recorded(*plain_engine(case, backend, precision, device, folder))
+
+
+def plain_engine(
+    case: str, backend: BackendName, precision: Precision, device: torch.device, folder: Path
+) -> tuple[Engine, Spec]:
+    """Build the engine of a case in the empty `folder` and load it, with nothing recorded."""
     network = CASES[case]().network
     spec = network.spec(precision, device, Layout(), BUCKETS)
     way = backend_named(backend)
@@ -61,4 +68,4 @@ def new_engine(case: str, backend: BackendName, precision: Precision, device: to
         # The compiler advises TensorFloat-32 for float32, which machine.pick_devices switches off on purpose.
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         way.build(network.module, spec, folder)
-    return way.load(network.module, spec, folder)
+    return way.load(network.module, spec, folder), spec

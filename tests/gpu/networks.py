@@ -42,7 +42,7 @@ def picture_tower() -> Case:
     with untrained.seeded():
         tower = towers.visual(ENTRY)
     untrained.spread(tower, torch.from_numpy(untrained.pictures(ENTRY.image_size)))
-    shown = [preprocess.prepare(image, ENTRY.image_size, ENTRY.resize) for image in samples.pictures()]
+    shown = [preprocess.prepare(np.array(image), ENTRY.image_size, ENTRY.resize) for image in samples.pictures()]
     return _case("visual", tower, [torch.from_numpy(np.stack(shown))])
 
 

@@ -45,6 +45,9 @@ class FakeModel:
         self.info = Info(name, kind, "cpu", "fake", "float32", "a fake", untrained=True, bytes=size)
         self.buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
         self.enough_pixels = 0
+        self.jpegs: list[int] = []  # bytes of those that came undecoded
+        self.takes_jpegs = False
+        self.reads_jpegs = True
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -58,6 +61,9 @@ class FakeModel:
         if self.kind == "detection":
             return FakeItem(((width, height), tuple(value[0, 0].tolist()), option), width * height)
         return ("image", (width, height), value[:8, :8].tobytes())
+
+    def takes_jpeg(self, header: Any, data: bytes) -> bool:
+        return self.takes_jpegs and header.format == "JPEG"
 
     def crops(self, picture: NDArray[np.uint8], boxes: NDArray[np.float32]) -> list[Any]:
         return [("crop", picture.shape, tuple(box)) for box in boxes.tolist()]
@@ -73,7 +79,13 @@ class FakeModel:
             raise RuntimeError("the fake was told to fail")
         if self.kind == "detection":
             return [self._faces(item) for item in batch]
-        return [unit(item, length=512 if self.kind == "recognition" else 8) for item in batch]
+        return [self._vector(item) for item in batch]
+
+    def _vector(self, item: Any) -> NDArray[np.float32] | None:
+        if isinstance(item, np.ndarray):
+            self.jpegs.append(len(item))
+            return unit("jpeg", item.tobytes()) if self.reads_jpegs else None
+        return unit(item, length=512 if self.kind == "recognition" else 8)
 
     @staticmethod
     def _faces(item: FakeItem) -> FakeFaces:
