@@ -61,15 +61,13 @@ def build(
     *,
     buckets: Sequence[int] = (),
     threads: int = 0,
-    weights: str | None = None,
     again: bool = False,
     tell: Tell = lambda stage: None,
 ) -> Stored:
     """Return the engine of `subject` by backend `name` in `precision` from `store`, after building it if need be.
 
-    `buckets` are ascending numbers of items, those of the subject if empty. `weights` is the weights_hash of the
-    subject, if known. With `again` it is built even if there is one, or a build failed before. `tell` is called with a
-    phrase before each stage. Raises BuildFailed with the reason.
+    `buckets` are ascending numbers of items, those of the subject if empty. With `again` it is built even if there is
+    one, or a build failed before. `tell` is called with a phrase before each stage. Raises BuildFailed with the reason.
     """
     if (refusal := backend_named(name).available(subject.device, precision)) is not None:
         raise BuildFailed(refusal)
@@ -83,7 +81,7 @@ def build(
         calibration = subject.calibration()
         specs = tuple(replace(spec, calibration=calibration) for spec in specs)
     try:
-        key = key_for(subject, name, precision, subject.device, specs, weights, calibration_words(calibration))
+        key = key_for(subject, name, precision, subject.device, specs, calibration_words(calibration))
     except EngineMissing as error:
         raise BuildFailed(str(error)) from error
     if not again and (reason := store.refusal(key)) is not None:
@@ -109,7 +107,7 @@ def load(subject: Subject, name: BackendName, specs: Sequence[Spec], folder: Pat
     """Return the engines of the subject's networks that lie in `folder`; raises ArtefactBroken."""
     backend = backend_named(name)
     return tuple(
-        recorded(backend.load(network.module, spec, folder), spec)
+        recorded(backend.load(network.module if name == "eager" else None, spec, folder), spec)
         for network, spec in zip(subject.networks, specs, strict=True)
     )
 

@@ -13,7 +13,7 @@ from engines import builder, machine
 from engines.artefact import Manifest, Stored
 from engines.engine import Choice, Layout, Precision, Subject, host_of
 from engines.errors import ArtefactBroken, BuildFailed, EngineMissing
-from engines.key import key_for, weights_hash
+from engines.key import key_for
 from engines.model import Config
 from engines.store import Store
 from engines.store import at as open_store
@@ -38,11 +38,10 @@ def choose(subject: Subject, config: Config) -> Choice:
     if (config.engine, config.precision) == ("eager", "float32"):
         return eager_float32(subject, "the settings ask for it")
     store = open_store(config.cache_folder / "engines")
-    weights = weights_hash(subject.networks)
-    candidates = fitting(subject, config, store, weights)
+    candidates = fitting(subject, config, store)
     remarks: list[str] = []
     if not candidates and config.examine:
-        candidates, remarks = _eager_in_lower_precisions(subject, config, store, weights)
+        candidates, remarks = _eager_in_lower_precisions(subject, config, store)
     while candidates:
         best = max(candidates, key=lambda one: (_is_wish(one, config), speedup(one.manifest, candidates)))
         ratio = speedup(best.manifest, candidates)
@@ -75,7 +74,7 @@ def eager_float32(subject: Subject, reason: str) -> Choice:
     # On a GPU every new shape costs memory that the caching allocator keeps, so few shapes keep it flat.
     buckets = subject.buckets if device.type == "cuda" else tuple(range(1, subject.buckets[-1] + 1))
     specs = [replace(spec, device=device) for spec in subject.specs("float32", Layout(), buckets)]
-    return Choice(builder.load(subject, "eager", specs, builder.NOWHERE), buckets, reason, built=False)
+    return Choice(builder.load(subject, "eager", specs, builder.NOWHERE), buckets, reason, False, _in_memory(subject))
 
 
 def how_to_build(subject: Subject, config: Config) -> str:
@@ -109,14 +108,14 @@ def useful(timings: Mapping[int, float]) -> tuple[int, ...]:
     return tuple(sorted(bucket for bucket in timings if bucket <= largest))
 
 
-def fitting(subject: Subject, config: Config, store: Store, weights: str) -> list[Stored]:
+def fitting(subject: Subject, config: Config, store: Store) -> list[Stored]:
     """Return what may be used here; tell in the log of each engine that was built for something else."""
     found = []
     for stored in store.all():
         key = stored.manifest.key
         if (key.model, key.kind) != (subject.model, subject.kind) or not _allowed(stored.manifest, subject, config):
             continue
-        if differences := _differences(subject, stored.manifest, weights):
+        if differences := _differences(subject, stored.manifest):
             log.warning(
                 "%s (%s): the engine %s is not used. %s",
                 subject.model,
@@ -155,12 +154,12 @@ def _no_int8(subject: Subject) -> str | None:
     return subject.no_int8 or machine.native("int8", subject.device)
 
 
-def _differences(subject: Subject, manifest: Manifest, weights: str) -> list[str]:
+def _differences(subject: Subject, manifest: Manifest) -> list[str]:
     key = manifest.key
     specs = subject.specs(key.precision, Layout(), sorted(manifest.timings))
     try:
         # Whatever an engine in int8 was calibrated on, it passed.
-        here = key_for(subject, key.backend, key.precision, subject.device, specs, weights, key.calibration)
+        here = key_for(subject, key.backend, key.precision, subject.device, specs, key.calibration)
         return key.differences(here)
     except EngineMissing as error:  # its libraries are not installed
         return [str(error)]
@@ -177,14 +176,19 @@ def _load(subject: Subject, config: Config, stored: Stored, ratio: float) -> Cho
     engines = builder.load(subject, key.backend, specs, stored.folder)
     reason = f"{ratio:.1f} x eager float32 here, lowest cosine to it {manifest.report.lowest_cosine:.5f}"
     # Of the same weights there may be a better one to build.
-    if key.backend == "eager" or config.precision == "int8" != key.precision:
-        return Choice(engines, useful(manifest.timings), f"{reason}; {how_to_build(subject, config)}", built=False)
-    return Choice(engines, useful(manifest.timings), reason, built=True)
+    built = key.backend != "eager" and (config.precision != "int8" or key.precision == "int8")
+    reason = reason if built else f"{reason}; {how_to_build(subject, config)}"
+    of_weights = sum(file.bytes for file in manifest.files.values()) or _in_memory(subject)
+    return Choice(engines, useful(manifest.timings), reason, built, of_weights)
 
 
-def _eager_in_lower_precisions(
-    subject: Subject, config: Config, store: Store, weights: str
-) -> tuple[list[Stored], list[str]]:
+def _in_memory(subject: Subject) -> int:
+    """Return the bytes of the networks as they are, in float32."""
+    modules = [network.module for network in subject.networks]
+    return sum(tensor.nbytes for module in modules for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _eager_in_lower_precisions(subject: Subject, config: Config, store: Store) -> tuple[list[Stored], list[str]]:
     """Return eager PyTorch in the precisions that the settings allow and that pass, and why the others do not."""
     passed: list[Stored] = []
     remarks = []
@@ -193,7 +197,7 @@ def _eager_in_lower_precisions(
         if config.precision not in ("auto", "int8", precision):
             continue
         try:
-            passed.append(builder.build(subject, "eager", precision, store, builder.BRIEF, weights=weights))
+            passed.append(builder.build(subject, "eager", precision, store, builder.BRIEF))
         except BuildFailed as error:
             remarks.append(f"not {precision}: {str(error).rstrip('.')}")
     return passed, remarks

@@ -3,6 +3,7 @@
 Knows how to put a tower, its weights, an engine and the preparation together. Deliberately knows no queues and no HTTP.
 """
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +17,19 @@ from numpy.typing import NDArray
 from safetensors.torch import load as read_safetensors
 from torch import Tensor
 
-from engines import calibration, card, catalog, checkpoints, preprocess, samples, tokenizer, towers, untrained, weights
+from engines import (
+    calibration,
+    card,
+    catalog,
+    checkpoints,
+    preprocess,
+    samples,
+    sources,
+    tokenizer,
+    towers,
+    untrained,
+    weights,
+)
 from engines.catalog import Clip, ResizeMode
 from engines.choice import choose
 from engines.engine import Choice, Network, host_of
@@ -150,9 +163,13 @@ def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors
 
     Raises WeightsMissing, WeightsBroken.
     """
-    network = _build(entry, "visual", towers.visual, config)
-    if _is_untrained(entry, config):
-        untrained.spread(network, torch.from_numpy(untrained.pictures(entry.image_size)))
+
+    def network() -> Tower:
+        tower = _build(entry, "visual", towers.visual, config)
+        if _is_untrained(entry, config):
+            untrained.spread(tower, torch.from_numpy(untrained.pictures(entry.image_size)))
+        return tower
+
     inputs = _squares([np.array(image) for image in samples.pictures()], entry)
     mean, std = towers.mean_and_std(entry)
     return Vectors(
@@ -163,6 +180,7 @@ def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors
         cuts=(),
         preparation=f"{entry}; {towers.architecture(entry)}; mean {mean}, standard deviation {std}",
         untrained=_is_untrained(entry, config),
+        weights=_weights(entry, "visual", config),
         device=device,
         calibrate=lambda: list(_squares(calibration.pictures(config.calibration), entry)),
     )
@@ -173,10 +191,14 @@ def textual_subject(entry: Clip, config: Config, device: torch.device, tokenize:
 
     Raises WeightsMissing, WeightsBroken.
     """
-    network = _build(entry, "textual", towers.textual, config)
-    if _is_untrained(entry, config):
-        examples = np.stack([tokenize(text, None) for text in untrained.TEXTS])
-        untrained.spread(network, torch.from_numpy(examples))
+
+    def network() -> Tower:
+        tower = _build(entry, "textual", towers.textual, config)
+        if _is_untrained(entry, config):
+            examples = np.stack([tokenize(text, None) for text in untrained.TEXTS])
+            untrained.spread(tower, torch.from_numpy(examples))
+        return tower
+
     length_of = _length_of(entry)
     inputs = np.stack([tokenize(text, None) for text in samples.TEXTS])
     context = inputs.shape[1]
@@ -203,6 +225,7 @@ def textual_subject(entry: Clip, config: Config, device: torch.device, tokenize:
         cuts=cuts,
         preparation=f"{entry}; {architecture}",
         untrained=_is_untrained(entry, config),
+        weights=_weights(entry, "textual", config),
         device=device,
         calibrate=lambda: [
             torch.from_numpy(ids if length_of is None else ids[: _cut_to(length_of(ids))])
@@ -227,14 +250,27 @@ def _build(entry: Clip, kind: Literal["visual", "textual"], build: Callable[[Cli
     return network
 
 
+def _weights(entry: Clip, kind: Literal["visual", "textual"], config: Config) -> str:
+    """Return what the weights of a tower are made from; raises WeightsMissing, WeightsBroken."""
+    if _is_untrained(entry, config):
+        return f"untrained, from seed {untrained.SEED}"
+    if entry.name == catalog.DEMO:
+        return hashlib.sha256(_demo_file()).hexdigest()
+    of = sources.visual if kind == "visual" else sources.textual
+    return weights.digest(of(entry, config.cache_folder))
+
+
 def _is_untrained(entry: Clip, config: Config) -> bool:
     return config.untrained and entry.name != catalog.DEMO
 
 
 def _demo_state() -> dict[str, Tensor]:
-    data = resources.files("engines").joinpath("data/demo/clip.safetensors").read_bytes()
-    state: dict[str, Tensor] = read_safetensors(data)
+    state: dict[str, Tensor] = read_safetensors(_demo_file())
     return state
+
+
+def _demo_file() -> bytes:
+    return resources.files("engines").joinpath("data/demo/clip.safetensors").read_bytes()
 
 
 def _place(subject: Vectors, config: Config, remark: str = "") -> tuple[Choice, Info]:

@@ -9,6 +9,7 @@ A subject is a model of the server as it is built, examined and stored: one netw
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -35,9 +36,12 @@ class Layout:
     hint: Literal["latency", "throughput"] = "latency"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: the module is kept in the dictionary once it was made
 class Network:
     """One network in eager float32, on the CPU, and what goes in.
+
+    `make` builds it with its weights when it is first asked for, which takes seconds: where a built engine is loaded
+    nobody does.
 
     A batch is (rows, *item) of `dtype`. `free` names the dimensions of `item` (0 is the first
     behind the rows) that differ from batch to batch as (dimension, lowest, highest): the length of texts, the sides of
@@ -47,11 +51,16 @@ class Network:
     """
 
     name: str
-    module: nn.Module
+    make: Callable[[], nn.Module] = field(repr=False)
     item: tuple[int, ...]
     dtype: torch.dtype
     example: Tensor = field(repr=False)
     free: tuple[tuple[int, int, int], ...] = ()
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The network itself; raises what reading its weights does."""
+        return self.make()
 
     def spec(self, precision: Precision, device: torch.device, layout: "Layout", buckets: tuple[int, ...]) -> "Spec":
         """Return what to build of this network."""
@@ -66,6 +75,11 @@ class Network:
             device=device,
             layout=layout,
         )
+
+
+def given(module: nn.Module) -> Callable[[], nn.Module]:
+    """Return the `make` of a network that is there already."""
+    return lambda: module
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +120,7 @@ class Backend(Protocol):
     """The functions that each module in engines/backends/ has. `module` is the network in eager float32 on the CPU.
 
     None of them changes `module`. `build` writes all that `load` needs into the empty `folder`, and raises BuildFailed
-    with the reason; `load` raises ArtefactBroken. Eager runs `module` itself and writes nothing.
+    with the reason; `load` raises ArtefactBroken. Eager runs `module` itself and writes nothing; others load without.
     """
 
     def available(self, device: torch.device, precision: Precision) -> str | None:
@@ -115,7 +129,7 @@ class Backend(Protocol):
     def build(self, module: nn.Module, spec: Spec, folder: Path) -> None:
         """Compile `module` for `spec` into `folder`."""
 
-    def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+    def load(self, module: nn.Module | None, spec: Spec, folder: Path) -> Engine:
         """Return the engine that `build` left in `folder`."""
 
 
@@ -127,6 +141,7 @@ class Choice:
     buckets: tuple[int, ...]
     reason: str
     built: bool  # taken from the store of compiled engines, with nothing left to build
+    bytes: int  # of the weights, as they are kept for the engines
 
     @property
     def engine(self) -> Engine:
@@ -174,6 +189,7 @@ class Subject(Protocol):
     kind: Kind
     networks: tuple[Network, ...]
     preparation: str  # in words: what happens to an input before the network
+    weights: str  # what its weights are, as a hash or in words
     untrained: bool
     device: torch.device
     buckets: tuple[int, ...]  # items per batch that the server may ask for

@@ -5,6 +5,7 @@ untrained stand-in for it. Deliberately knows neither how the detector works (mt
 (weights.py), nor anything of requests.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engines import calibration, memory, mtcnn, samples, weights
+from engines import calibration, memory, mtcnn, samples, sources, weights
 from engines.catalog import DEMO, Face
 from engines.choice import choose
 from engines.engine import Choice, Network, host_of
@@ -196,25 +197,31 @@ def recogniser_subject(entry: Face, config: Config, device: torch.device) -> Vec
     untrained = entry.name == DEMO or config.untrained
     if untrained:
         log.warning("%s is untrained: its embeddings show that all works, but do not tell people apart", entry.name)
-        state = untrained_state() | untrained_statistics()
+        made_from = f"untrained, from seed {UNTRAINED_SEED} and {hashlib.sha256(_statistics_file()).hexdigest()}"
     else:
-        state = weights.face_state(entry, config.cache_folder)
-    try:
-        network = build(state)
-    except RuntimeError as error:
-        raise WeightsBroken(
-            f"The weights of {entry.name} do not fit InceptionResnetV1: remove their file from {config.cache_folder} "
-            f"to have it fetched anew. {shorten(str(error), 300)}"
-        ) from error
+        made_from = weights.digest(sources.face(entry, config.cache_folder))
+
+    def network() -> Embedder:
+        if untrained:
+            return Embedder(build(untrained_state() | untrained_statistics()))
+        try:
+            return Embedder(build(weights.face_state(entry, config.cache_folder)))
+        except RuntimeError as error:
+            raise WeightsBroken(
+                f"The weights of {entry.name} do not fit InceptionResnetV1: remove their file from "
+                f"{config.cache_folder} to have it fetched anew. {shorten(str(error), 300)}"
+            ) from error
+
     inputs = torch.from_numpy(samples.faces(CROP_SIZE))
     return Vectors(
         model=entry.name,
         kind="recognition",
-        network=Network("recognition", Embedder(network), tuple(inputs.shape[1:]), torch.uint8, example=inputs[:2]),
+        network=Network("recognition", network, tuple(inputs.shape[1:]), torch.uint8, example=inputs[:2]),
         inputs=inputs,
         cuts=(),
         preparation="(pixels - 127.5) / 128",
         untrained=untrained,
+        weights=made_from,
         device=device,
         calibrate=lambda: [torch.from_numpy(crop) for crop in calibration.faces()],
     )
@@ -253,7 +260,11 @@ def untrained_statistics() -> dict[str, Tensor]:
 
     Made by scripts/calibrate_facenet.py and shipped, since pictures of faces are no part of a running server.
     """
-    return with_last_layer(safetensors.torch.load(resources.files("engines").joinpath(STATISTICS).read_bytes()))
+    return with_last_layer(safetensors.torch.load(_statistics_file()))
+
+
+def _statistics_file() -> bytes:
+    return resources.files("engines").joinpath(STATISTICS).read_bytes()
 
 
 def with_last_layer(statistics: Mapping[str, Tensor]) -> dict[str, Tensor]:

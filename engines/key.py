@@ -38,10 +38,15 @@ CODE = (
     "fitting.py",
     "transfer.py",
     "towers.py",
+    "checkpoints.py",
+    "weights.py",
+    "bpe.py",
+    "tokenizer.py",
     "attention.py",
     "clip.py",
     "faces.py",
     "mtcnn.py",
+    "area.py",
     "preprocess.py",
     "untrained.py",
     "parity.py",
@@ -59,7 +64,8 @@ _DIGITS = 32  # of a sha256 in hexadecimal: 128 bits tell apart whatever will ev
 class Key(BaseModel):
     """What an engine was built from and for. All fields are words for people; equal words mean an equal engine.
 
-    `weights` and `code` are hashes; `inputs` are names, shapes and numbers of rows; `calibration` is what the ranges
+    `weights` is what the weights were made from, a hash or words, which together with `code` and `libraries` says what
+    they are; `code` is a hash; `inputs` are names, shapes and numbers of rows; `calibration` is what the ranges
     of int8 were measured on, by number and hash, "" in other precisions; `compiler` and `libraries` are versions; "" is
     what a device does not have.
     """
@@ -108,19 +114,17 @@ def key_for(
     precision: Precision,
     device: torch.device,
     specs: Sequence[Spec],
-    weights: str | None = None,
     calibration: str = "",
 ) -> Key:
     """Return the key of an engine of `subject` for `specs`, one per network, on this machine.
 
-    `weights` is what `weights_hash` gave for this subject before, None computes it; `calibration` is what
-    `calibration_words` says. Raises EngineMissing if the backend's libraries are not installed.
+    `calibration` is what `calibration_words` says. Raises EngineMissing if the backend's libraries are not installed.
     """
     identity = machine.identity(device)
     return Key(
         model=subject.model,
         kind=subject.kind,
-        weights=weights_hash(subject.networks) if weights is None else weights,
+        weights=subject.weights,
         preparation=subject.preparation,
         inputs="; ".join(_inputs(spec) for spec in specs),
         backend=backend,
@@ -140,8 +144,7 @@ def key_for(
 def weights_hash(networks: Sequence[Network]) -> str:
     """Return a hash of every tensor in `networks`: name, type, shape and bytes; buffers that are never saved as well.
 
-    The classes of the modules go in too: an activation has no tensors, and QuickGELU is not GELU. Reads all the
-    weights, about a second per gigabyte.
+    The classes of the modules go in too: an activation has no tensors, and QuickGELU is not GELU.
     """
     return _hash(part for network in networks for part in _parts(network))
 

@@ -31,19 +31,21 @@ class Limits:
     """What an engine of some precision must keep.
 
     `cosine` is the lowest to eager float32, `error` the mean distance to it over the mean distance between different
-    inputs, `same` the lowest cosine of one row to itself in another batch.
+    inputs, `same` the lowest cosine of one row to itself in another batch, `length` by how much, relatively, a row may
+    be longer or shorter than eager float32's, which no cosine shows.
     """
 
     cosine: float
     error: float
     same: float
+    length: float
 
 
 LIMITS: dict[Precision, Limits] = {
-    "float32": Limits(cosine=0.9999, error=0.005, same=0.99999),
-    "bfloat16": Limits(cosine=0.999, error=0.05, same=0.9999),
-    "float16": Limits(cosine=0.999, error=0.05, same=0.9999),
-    "int8": Limits(cosine=0.999, error=0.1, same=0.9999),
+    "float32": Limits(cosine=0.9999, error=0.005, same=0.99999, length=0.001),
+    "bfloat16": Limits(cosine=0.999, error=0.05, same=0.9999, length=0.02),
+    "float16": Limits(cosine=0.999, error=0.05, same=0.9999, length=0.02),
+    "int8": Limits(cosine=0.999, error=0.1, same=0.9999, length=0.02),
 }
 
 
@@ -103,6 +105,7 @@ def examine(expected: Tensor, engine: Run, inputs: Tensor, buckets: Sequence[int
     answers = {1: alone, **batched}
     lowest = min(float(_cosines(vectors, _repeated(right, len(vectors))).min()) for vectors in answers.values())
     error = max(_distance(vectors, right) for vectors in answers.values()) / spread
+    longest = max(_stretch(vectors, _repeated(right, len(vectors))) for vectors in answers.values())
     batch_same = {
         size: float(_cosines(vectors, _repeated(alone, len(vectors))).min()) for size, vectors in batched.items()
     }
@@ -112,6 +115,10 @@ def examine(expected: Tensor, engine: Run, inputs: Tensor, buckets: Sequence[int
         failures.append(f"its lowest cosine to eager float32 is {lowest:.6f}, at least {limits.cosine} is wanted")
     if error > limits.error:
         failures.append(f"its error is {error:.4f} of the spread of outputs, at most {limits.error} is allowed")
+    if longest > limits.length:
+        failures.append(
+            f"a row differs by {longest:.4f} in length from eager float32's, at most {limits.length} is allowed"
+        )
     failures += [
         f"a row in a batch of {size} has cosine {same:.6f} to itself alone, at least {limits.same} is wanted"
         for size, same in batch_same.items()
@@ -177,6 +184,12 @@ def examine_faces(
     if not difference <= SCORES[precision]:
         failures.append(f"a score differs by {difference:.4f} from eager float32's, at most {SCORES[precision]} may")
     return Report(overlap, difference, twin, tuple(failures))
+
+
+def _stretch(vectors: Vectors, right: Vectors) -> float:
+    """Return by how much, relatively, the lengths of rows differ at most."""
+    lengths = np.linalg.norm(right, axis=1)
+    return float((np.abs(np.linalg.norm(vectors, axis=1) - lengths) / np.maximum(lengths, 1e-12)).max())
 
 
 def _in_batches(run: Run, inputs: Tensor, size: int) -> Vectors:

@@ -16,9 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines import machine, mtcnn, parity, samples
-from engines.engine import MAX_BATCH, Choice, Engine, Layout, Network, Precision, Spec, Subject, host_of, powers_of_two
+from engines.engine import (
+    MAX_BATCH,
+    Choice,
+    Engine,
+    Layout,
+    Network,
+    Precision,
+    Spec,
+    Subject,
+    given,
+    host_of,
+    powers_of_two,
+)
 from engines.errors import BuildFailed
 from engines.fitting import Fitting
+from engines.key import weights_hash
 from engines.model import Info, Kind
 from engines.parity import Report
 from engines.transfer import Transfer
@@ -56,6 +69,7 @@ class Vectors:
         cuts: Sequence[Cut],
         preparation: str,
         untrained: bool,
+        weights: str,
         device: torch.device,
         calibrate: Callable[[], Sequence[Tensor]],
     ) -> None:
@@ -67,6 +81,7 @@ class Vectors:
         self.kind = kind
         self.networks: tuple[Network, ...] = (network,)
         self.preparation = preparation
+        self.weights = weights
         self.untrained = untrained
         self.device = device
         self._calibrate = calibrate
@@ -128,10 +143,13 @@ class Stages:
         self._crops = {name: _levels(side) for name, side in SIDES.items()}
         proposal, *others = stages
         crops = [
-            Network(name=name, module=stage, item=(3, side, side), dtype=torch.float32, example=self._crops[name][:2])
+            Network(
+                name=name, make=given(stage), item=(3, side, side), dtype=torch.float32, example=self._crops[name][:2]
+            )
             for stage, (name, side) in zip(others, SIDES.items(), strict=True)
         ]
         self.networks = (_proposal(proposal), *crops)
+        self.weights = weights_hash(self.networks)
 
     @cached_property
     def expected(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -182,7 +200,6 @@ class Stages:
 def info_of(subject: Subject, choice: Choice, remark: str = "") -> Info:
     """Return what a model that runs on `choice` tells of itself; `remark` is added to the reason."""
     first = choice.engines[0]
-    tensors = [t for network in subject.networks for t in (*network.module.parameters(), *network.module.buffers())]
     return Info(
         name=subject.model,
         kind=subject.kind,
@@ -191,7 +208,7 @@ def info_of(subject: Subject, choice: Choice, remark: str = "") -> Info:
         precision=first.precision,
         reason="; ".join(part for part in (choice.reason, remark) if part),
         untrained=subject.untrained,
-        bytes=sum(tensor.nbytes for tensor in tensors),
+        bytes=choice.bytes,
         built=choice.built,
     )
 
@@ -226,7 +243,7 @@ def _proposal(stage: mtcnn.Proposal) -> Network:
     levels = torch.from_numpy(picture[:96, :120]).permute(2, 0, 1)[None].float()
     return Network(
         name="proposal",
-        module=stage,
+        make=given(stage),
         item=(3, 96, 120),
         dtype=torch.float32,
         example=torch.cat([levels, levels.flip(3)]),

@@ -75,6 +75,16 @@ def face_state(entry: Face, cache_folder: Path) -> dict[str, Tensor]:
     return _load(sources.face(entry, cache_folder), lambda key: not key.startswith("logits."))
 
 
+def digest(need: Need) -> str:
+    """Return the sha256 of a file of weights, as its manifest has it where that is still true of the file.
+
+    Raises WeightsMissing, WeightsBroken.
+    """
+    path = obtain(need)
+    record = manifest.read(need.folder).get(path.name)
+    return manifest.sha256(path) if record is None or manifest.touched(path) else record.sha256
+
+
 def tokenizer_folder(entry: Clip, cache_folder: Path) -> Path:
     """Return the folder with the Hugging Face tokenizer of `entry`: tokenizer.json and what its repository has beside.
 

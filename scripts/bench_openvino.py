@@ -27,7 +27,6 @@ from rich.table import Table
 from engines import builder, choice, models
 from engines.artefact import Stored
 from engines.engine import Layout, Subject
-from engines.key import weights_hash
 from engines.model import Kind
 from engines.store import Store
 from scripts.build_engines import best, parts
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subject = models.subject_of(options.kind, entry, config, models.devices(config)[0])
     wanted = replace(config, engine="openvino", precision="auto")
     store = Store(config.cache_folder / "engines")
-    found = choice.fitting(subject, wanted, store, weights_hash(subject.networks))
+    found = choice.fitting(subject, wanted, store)
     if not found:
         sys.stderr.write(f"no engine: python -m scripts.build_engines {options.name} --backend openvino\n")
         return 1

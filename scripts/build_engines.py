@@ -29,7 +29,6 @@ from engines.artefact import Manifest, Stored
 from engines.catalog import Clip, Face
 from engines.engine import BackendName, Precision, Subject
 from engines.errors import BuildFailed, EngineError, UnknownModel
-from engines.key import weights_hash
 from engines.model import Config, Kind
 from engines.store import Store
 from server.app import engine_config, preload_parts
@@ -190,7 +189,6 @@ def build_all(
     subject: Subject, store: Store, options: argparse.Namespace, config: Config, tell: Callable[[str], None]
 ) -> list[Outcome]:
     """Build what the command line asks for of one model, and return what became of each."""
-    weights = weights_hash(subject.networks)
     outcomes = []
     for name in _backends(options.backend, subject.device):
         for precision in _precisions(options, name):
@@ -202,7 +200,6 @@ def build_all(
                     store,
                     buckets=[bucket for bucket in options.batch if bucket <= subject.buckets[-1]],
                     threads=config.threads,
-                    weights=weights,
                     again=options.again,
                     tell=lambda stage, name=name, precision=precision: tell(f"{name} {precision} {stage}"),  # type: ignore[misc]
                 )

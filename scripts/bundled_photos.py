@@ -54,4 +54,4 @@ def augmented(name: str, rng: Generator, size: int) -> NDArray[np.uint8]:
     width, height = image.width * share[0], image.height * share[1]
     left, top = rng.random() * (image.width - width), rng.random() * (image.height - height)
     cropped = image.crop((round(left), round(top), round(left + width), round(top + height)))
-    return (prepare(cropped, size, "shortest") * rng.uniform(0.8, 1.0)).astype(np.uint8)
+    return (prepare(np.array(cropped), size, "shortest") * rng.uniform(0.8, 1.0)).astype(np.uint8)

@@ -47,7 +47,9 @@ WANTED = (
     "regex",
     "rich",
     "safetensors",
+    "simplejpeg",
     "timm",
+    "tokenizers",
     "tqdm",
 )
 

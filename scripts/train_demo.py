@@ -124,7 +124,7 @@ def traits(subject: scenes.Scene | str) -> list[int]:
 
 def drawn(scene: scenes.Scene, rng: Generator, size: int) -> NDArray[np.uint8]:
     """Return `scene` as (size, size, 3) uint8, drawn larger and resized so that its edges are smooth."""
-    return prepare(scenes.draw(scene, rng, size * 3 // 2), size, "shortest")
+    return prepare(np.array(scenes.draw(scene, rng, size * 3 // 2)), size, "shortest")
 
 
 def encode_text(network: CLIP, ids: Tensor) -> Tensor:

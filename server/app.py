@@ -95,6 +95,8 @@ def engine_config(settings: Settings) -> Config:
         streams=settings.streams,
         hint=settings.openvino_hint,
         scaled_decode=settings.scaled_decode,
+        calibration=settings.calibration,
+        calibration_texts=settings.calibration_texts,
         decode=settings.decode,
     )
 

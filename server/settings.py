@@ -113,6 +113,13 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto", description="Precision of the networks: `auto` is the fastest that keeps the vectors as they are."
     )
+    calibration: Path | None = Field(
+        None, description="Folder of pictures that int8 engines are calibrated on; empty takes generated ones."
+    )
+    calibration_texts: Path | None = Field(
+        None,
+        description="File of texts, one per line, that int8 engines are calibrated on; empty takes generated ones.",
+    )
     build: Literal["never", "background", "require"] = Field(
         "never",
         description="Build engines that are missing: `background` serves eager until one has passed, "
@@ -212,10 +219,10 @@ class Settings(BaseSettings):
     def _lower(cls, level: Any) -> Any:
         return level.lower() if isinstance(level, str) else level
 
-    @field_validator("cache_folder")
+    @field_validator("cache_folder", "calibration", "calibration_texts")
     @classmethod
-    def _expand(cls, folder: Path) -> Path:
-        return folder.expanduser()
+    def _expand(cls, path: Path | None) -> Path | None:
+        return path and path.expanduser()
 
     def preloads(self) -> tuple[tuple[Kind, str], ...]:
         """Return what to load at the start as (kind, name as written), each once, texts first."""

@@ -37,12 +37,14 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
     """Do nothing: there is nothing to compile."""
 
 
-def load(module: nn.Module, spec: Spec, folder: Path) -> Eager:
+def load(module: nn.Module | None, spec: Spec, folder: Path) -> Eager:
     """Return `module` as an engine.
 
     In float32 on a processor the engine runs `module` itself and takes no further memory; everywhere else it runs a
-    copy. `folder` is not looked at.
+    copy. `folder` is not looked at. Raises ValueError without `module`.
     """
+    if module is None:
+        raise ValueError("eager PyTorch runs the network itself: give it")
     if spec.precision == "float32" and spec.device.type == "cpu":
         return Eager(module, spec.precision, spec.device)
     return Eager(export.lowered(module, spec.precision).to(spec.device), spec.precision, spec.device)

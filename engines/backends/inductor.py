@@ -97,7 +97,7 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
         raise BuildFailed(f"AOTInductor cannot compile {spec.network}: {_first_line(error)}") from error
 
 
-def load(module: nn.Module, spec: Spec, folder: Path) -> Inductor:
+def load(module: nn.Module | None, spec: Spec, folder: Path) -> Inductor:
     """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
     file = _file(spec, folder)
     index = -1 if spec.device.index is None else spec.device.index  # -1 is the current GPU, or a processor

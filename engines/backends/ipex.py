@@ -92,7 +92,7 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
         raise BuildFailed(f"ipex cannot compile {spec.network} ({_first_line(error)}): take another backend") from error
 
 
-def load(module: nn.Module, spec: Spec, folder: Path) -> Ipex:
+def load(module: nn.Module | None, spec: Spec, folder: Path) -> Ipex:
     """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
     if (reason := available(spec.device, spec.precision)) is not None:
         raise ArtefactBroken(reason)

@@ -137,7 +137,7 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
         raise BuildFailed(f"OpenVINO cannot convert {spec.network}: {_last_line(error)}") from error
 
 
-def load(module: nn.Module, spec: Spec, folder: Path) -> OpenVino:
+def load(module: nn.Module | None, spec: Spec, folder: Path) -> OpenVino:
     """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
     if (reason := available(spec.device, spec.precision)) is not None:
         raise ArtefactBroken(reason)

@@ -109,7 +109,7 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
     bindings.write_text(json.dumps(names), encoding="utf-8")
 
 
-def load(module: nn.Module, spec: Spec, folder: Path) -> TensorRT:
+def load(module: nn.Module | None, spec: Spec, folder: Path) -> TensorRT:
     """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
     if (reason := available(spec.device, spec.precision)) is not None:
         raise ArtefactBroken(reason)

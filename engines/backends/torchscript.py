@@ -66,7 +66,7 @@ def build(module: nn.Module, spec: Spec, folder: Path) -> None:
         raise BuildFailed(f"TorchScript cannot compile {spec.network}: {_first_line(error)}") from error
 
 
-def load(module: nn.Module, spec: Spec, folder: Path) -> TorchScript:
+def load(module: nn.Module | None, spec: Spec, folder: Path) -> TorchScript:
     """Return the engine that `build` left in `folder`; raises ArtefactBroken. `module` is not needed."""
     file = _file(spec, folder)
     try:

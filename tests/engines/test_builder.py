@@ -254,7 +254,7 @@ def test_batches_of_a_subject_that_does_not_split_run_in_one_stream(
     tried: set[int] = set()
 
     class Noting(Broken):
-        def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+        def load(self, module: nn.Module | None, spec: Spec, folder: Path) -> Engine:
             tried.add(spec.layout.streams)
             return super().load(module, spec, folder)
 

@@ -208,7 +208,7 @@ def test_an_engine_that_cannot_be_loaded_now_stays_for_later(
     tower: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Short(Broken):
-        def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+        def load(self, module: nn.Module | None, spec: Spec, folder: Path) -> Engine:
             raise ArtefactBroken("There is no memory left.")
 
     publish(tmp_path, tower, "torchscript", rates=(20, 20))
@@ -227,7 +227,7 @@ def test_streams_are_those_measured_unless_the_cores_are_others(
     seen: list[int] = []
 
     class Noting(Broken):
-        def load(self, module: nn.Module, spec: Spec, folder: Path) -> Engine:
+        def load(self, module: nn.Module | None, spec: Spec, folder: Path) -> Engine:
             seen.append(spec.layout.streams)
             return super().load(module, spec, folder)
 

@@ -63,7 +63,8 @@ def test_each_held_out_scene_finds_its_caption(network: CLIP, held_out: tuple[Te
 
 def test_each_photo_finds_its_caption(network: CLIP, config: dict[str, Any]) -> None:
     size = config["vision_cfg"]["image_size"]
-    pixels = np.stack([prepare(bundled_photos.photo(name), size, "shortest") for name in bundled_photos.CAPTIONS])
+    shown = [np.array(bundled_photos.photo(name)) for name in bundled_photos.CAPTIONS]
+    pixels = np.stack([prepare(photo, size, "shortest") for photo in shown])
     ids = train_demo.tokens([captions[0] for captions in bundled_photos.CAPTIONS.values()], config)
     photos, captions = train_demo.embed(network, torch.from_numpy(pixels), ids)
     assert (photos @ captions.T).argmax(1).tolist() == list(range(len(pixels)))

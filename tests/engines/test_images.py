@@ -29,7 +29,8 @@ def test_every_format_is_read_and_its_header_told(kind: str) -> None:
     data = encoded(PHOTO, kind)
     assert images.probe(data, LIMIT) == images.Header(kind, 160, 120)
     decoded = images.decode(data, LIMIT)
-    assert (decoded.shape, decoded.dtype) == ((120, 160, 3), np.uint8)
+    assert decoded.shape == (120, 160, 3)
+    assert decoded.dtype == np.uint8
     assert decoded.flags.c_contiguous
     assert decoded.flags.writeable
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -52,6 +52,10 @@ def depends_on_position(batch: Tensor) -> Tensor:
     return normalize(output + 0.003 * torch.arange(len(output))[:, None], dim=1)
 
 
+def too_long(batch: Tensor) -> Tensor:
+    return reference(batch) * 1.245
+
+
 def nan_in_full_batches(batch: Tensor) -> Tensor:
     output = reference(batch)
     if len(output) == BUCKETS[-1]:
@@ -86,6 +90,7 @@ def test_a_faithful_engine_passes(precision: Precision) -> None:
         (too_few_columns, "(12, 31)"),
         (constant, "nearer"),
         (noisy(0.05), "lowest cosine"),
+        (too_long, "differs by 0.2450 in length"),
     ],
 )
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])

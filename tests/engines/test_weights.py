@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engines import catalog, download, manifest, weights
+from engines import catalog, download, manifest, sources, weights
 from engines.catalog import Face
 from engines.download import HubFile
 from engines.errors import WeightsBroken, WeightsMissing
@@ -462,3 +463,20 @@ def test_adopting_json_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(WeightsBroken, match="cannot be read"):
         weights.adopt(file, need, "")
     assert not need.folder.exists()
+
+
+def test_the_digest_of_a_file_is_that_of_its_content_also_when_it_changed(tmp_path: Path) -> None:
+    need = sources.face(catalog.face("facenet-vggface2"), tmp_path)
+    need.folder.mkdir(parents=True)
+    path = need.folder / need.names[0]
+    for content in (b"first", b"second"):
+        path.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        manifest.write(path, "a test", "1", "by hand", digest)
+        assert weights.digest(need) == digest
+    (need.folder / manifest.FILE).unlink()
+    need.folder.chmod(0o500)
+    try:
+        assert weights.digest(need) == hashlib.sha256(b"second").hexdigest()
+    finally:
+        need.folder.chmod(0o700)

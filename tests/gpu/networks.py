@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engines import catalog, faces, preprocess, samples, tokenizer, towers, untrained
-from engines.engine import Engine, Network, powers_of_two
+from engines.engine import Engine, Network, given, powers_of_two
 from engines.fitting import Fitting
 from engines.model import Config
 from engines.transfer import Transfer
@@ -80,7 +80,9 @@ def through(engine: Engine, buckets: Sequence[int] = BUCKETS) -> Callable[[Tenso
 
 def _case(name: str, module: nn.Module, inputs: Sequence[Tensor], free: tuple[tuple[int, int, int], ...] = ()) -> Case:
     module = module.eval().requires_grad_(False)
-    network = Network(name, module, tuple(inputs[0].shape[1:]), inputs[0].dtype, example=inputs[0][:2], free=free)
+    network = Network(
+        name, given(module), tuple(inputs[0].shape[1:]), inputs[0].dtype, example=inputs[0][:2], free=free
+    )
     with torch.inference_mode():
         known = [Sample(rows, torch.cat([module(row[None]) for row in rows])) for rows in inputs]
     return Case(network, tuple(known))

@@ -40,7 +40,7 @@ class Waiting:
 
 def graphed(engine: Engine) -> Engine:
     """Return `engine`, of rows of two floats, as the server loads it."""
-    network = Network("hungry", torch.nn.Identity(), (2,), torch.float32, example=torch.zeros(2, 2))
+    network = Network("hungry", torch.nn.Identity, (2,), torch.float32, example=torch.zeros(2, 2))
     return graphs.recorded(engine, network.spec("float32", engine.device, Layout(), BUCKETS))
 
 

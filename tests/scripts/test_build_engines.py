@@ -124,6 +124,36 @@ def test_the_best_backend_alone_builds_in_the_precisions_that_are_asked_for(
     assert [(one["backend"], one["precision"]) for one in records(capsys)] == [("openvino", one) for one in passed]
 
 
+def test_what_does_not_pass_in_int8_is_built_as_without_it(
+    use: Callable[[Broken], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoInt8(Broken):
+        def available(self, device: torch.device, precision: engine.Precision) -> str | None:
+            return f"This machine has no {precision}." if precision == "int8" else None
+
+    use(NoInt8(faithful))
+    arguments = ["demo", "--kind", "textual", "--backend", "torchscript", "--precision", "int8", "--batch", "1,2"]
+    assert build_engines.main(arguments) == 0
+    assert [(one["precision"], one["passed"]) for one in records(capsys)] == [("int8", False), ("bfloat16", True)]
+
+
+def test_int8_is_calibrated_on_what_is_given(
+    tmp_path: Path, use: Callable[[Broken], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(Broken(faithful))
+    (tmp_path / "mine.txt").write_text("\n".join(f"text {number}" for number in range(10)), encoding="utf-8")
+    arguments = [*TEXTS[:5], "--precision", "int8", "--batch", "1,2"]
+    words = []
+    for more in ([], ["--calibrate-texts", str(tmp_path / "mine.txt")]):
+        assert build_engines.main([*arguments, *more]) == 0
+        (stored,) = Store(tmp_path / "engines").all()  # the second in place of the first
+        words.append(stored.manifest.key.calibration)
+    assert words[0] != words[1]
+    capsys.readouterr()
+    assert build_engines.main([*arguments, "--calibrate-texts", str(tmp_path / "none.txt")]) == 0
+    assert "none.txt cannot be read" in records(capsys)[0]["reason"]
+
+
 def test_all_builds_what_the_settings_preload(
     use: Callable[[Broken], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,7 +118,8 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_all_that_is_run_on_a_gpu_imports_only_what_is_wanted() -> None:
-    programs = ["tests/conftest.py", "scripts/bench_engine.py", "scripts/build_engines.py", "server/__main__.py"]
+    programs = ["tests/conftest.py", "scripts/build_engines.py", "scripts/bench/__main__.py", "scripts/bench/engine.py"]
+    programs += ["server/__main__.py"]
     imported = _third_party([*(ROOT / "tests/gpu").glob("*.py"), *(ROOT / program for program in programs)])
     names = {canonicalize_name(PACKAGES.get(name, name)) for name in imported}
     assert {"torch", "pytest", "numpy", "open-clip-torch", "pydantic"} <= names
