@@ -21,6 +21,7 @@ from engines.model import Config
 from engines.towers import Tower
 from scripts.bench.sentences import searches
 from scripts.bench.show import tell
+from scripts.bench.turns import Ended
 
 OPSET = 17
 COMPARED = 200  # texts that the tokenizer is held against ours with
@@ -42,11 +43,11 @@ class FromPixels(nn.Module):
 def export(name: str, cache: Path) -> Path:
     """Return the folder with visual.onnx, textual.onnx, tokenizer.json and model.json of `name`, made if need be.
 
-    Raises UnknownModel, and ValueError for a model whose tokenizer is not CLIP's.
+    Raises UnknownModel, and Ended for a model whose tokenizer is not CLIP's.
     """
     entry = catalog.clip(name)
     if entry.tokenizer != "CLIP-BPE":
-        raise ValueError(f"the baseline has no tokenizer for {name}: measure a model with CLIP's own")
+        raise Ended(f"the baseline has no tokenizer for {name}: measure a model with CLIP's own")
     # By version: another torch may draw other untrained weights.
     folder = cache / "baseline" / f"{entry.name}-torch{torch.__version__}"
     if folder.exists():
@@ -66,7 +67,7 @@ def export(name: str, cache: Path) -> Path:
     words = fast_tokenizer(entry)
     for text in searches(COMPARED):
         if words.encode(text).ids != tokenize(text, None).tolist():
-            raise ValueError(f"the baseline's tokenizer has other ids than ours for {text!r}: it is not the same model")
+            raise Ended(f"the baseline's tokenizer has other ids than ours for {text!r}: it is not the same model")
     words.save(str(draft / "tokenizer.json"))
     mean, std = towers.mean_and_std(entry)
     about = {"size": entry.image_size, "mean": mean, "std": std, "squash": entry.resize == "squash"}

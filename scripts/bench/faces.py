@@ -66,6 +66,20 @@ class Rival:
         return np.empty((0, 4), np.float32) if boxes is None else np.asarray(boxes, np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo of so many faces and of `size` pixels, and the smallest face that is looked for in it."""
+
+    faces: int
+    size: tuple[int, int]
+    smallest: int
+
+    @property
+    def name(self) -> str:
+        """All of it in words."""
+        return f"{self.faces} faces in {self.size[0]}x{self.size[1]}, from {self.smallest} pixels"
+
+
 def measure(options: Options, ceiling: Ceiling) -> list[Row]:
     """Measure photos by number of faces and by size, at each smallest face; raises Ended unless what was built runs."""
     wanted = served.build(options, MODEL)
@@ -85,20 +99,12 @@ async def _at(options: Options, smallest: int, wanted: Mapping[str, str]) -> lis
             raise Ended(f"what was built does not run, so nothing is measured: {wrong}")
         engine = ", ".join(dict.fromkeys(one.engine for one in running.values()))
         for faces, size in [*((count, pictures.PREVIEW) for count in COUNTS), *((SIZED, size) for size in SIZES)]:
-            rows += await _of(options, predictor, rival, faces, size, smallest, engine)
+            rows += await _of(Photo(faces, size, smallest), options, predictor, rival, engine)
     return rows
 
 
-async def _of(
-    options: Options,
-    predictor: Predictor,
-    rival: Rival,
-    faces: int,
-    size: tuple[int, int],
-    smallest: int,
-    engine: str,
-) -> list[Row]:
-    data = pictures.group(options.cache, faces, size, FACE)
+async def _of(photo: Photo, options: Options, predictor: Predictor, rival: Rival, engine: str) -> list[Row]:
+    data = pictures.group(options.cache, photo.faces, photo.size, FACE)
 
     async def ask(number: int) -> list[Face]:
         found = await predictor.answer(Ask(detection=MODEL, recognition=MODEL, image=data), flow=number)
@@ -114,14 +120,13 @@ async def _of(
         "ours": ours,
         "facenet-pytorch": lambda: 1 / pace(lambda: rival(data), options.seconds),
     }
-    name = f"{faces} faces in {size[0]}x{size[1]}, from {smallest} pixels"
-    found = await asyncio.to_thread(in_turn, f"faces, {name}", sides, options.rounds)
-    at = faces if size == pictures.PREVIEW else size[0] * size[1]
+    found = await asyncio.to_thread(in_turn, f"faces, {photo.name}", sides, options.rounds)
+    at = photo.faces if photo.size == pictures.PREVIEW else photo.size[0] * photo.size[1]
     tell_of = partial(row, "faces", model=MODEL, engine=engine, at=at)
-    rows = [tell_of(name, "photos/s", *found.values(), goal=f"ratio >= {RATIO:g}")]
-    if faces:
-        rows.append(tell_of(f"{name}: lowest overlap of boxes", "", [overlap], goal=f"ours >= {OVERLAP}"))
-        rows.append(tell_of(f"{name}: lowest cosine of embeddings", "", [cosine], goal=f"ours >= {COSINE}"))
+    rows = [tell_of(photo.name, "photos/s", *found.values(), goal=f"ratio >= {RATIO:g}")]
+    if photo.faces:
+        rows.append(tell_of(f"{photo.name}: lowest overlap of boxes", "", [overlap], goal=f"ours >= {OVERLAP}"))
+        rows.append(tell_of(f"{photo.name}: lowest cosine of embeddings", "", [cosine], goal=f"ours >= {COSINE}"))
     return rows
 
 

@@ -49,10 +49,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Flow:
-    """What the callers of one kind got: when each answer came, how long it took, and for which input it was."""
+    """What the callers of one kind got: when each answer came, how long it took, and for which input it was.
+
+    `sent` has when the requests that wait for an answer were sent, by number.
+    """
 
     bodies: Callable[[int], list[bytes]]
     numbers: Iterator[int] = field(default_factory=itertools.count)
+    sent: dict[int, float] = field(default_factory=dict)
     ended: list[float] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)
     answers: list[tuple[int, bytes]] = field(default_factory=list)
@@ -100,13 +104,13 @@ async def caller(port: int, flow: Flow) -> None:
                 f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
                 f"Content-Length: {sum(map(len, body))}\r\n\r\n"
             )
-            started = time.perf_counter()
+            flow.sent[number] = time.perf_counter()
             writer.writelines([head.encode(), *body])
             await writer.drain()
             answer = await _answer(reader)
             now = time.perf_counter()
             flow.ended.append(now)
-            flow.taken.append(now - started)
+            flow.taken.append(now - flow.sent.pop(number))
             flow.answers.append((number, answer))
     finally:
         writer.close()
@@ -137,6 +141,8 @@ async def run(plan: Plan) -> dict[str, Any]:
         await _while_all_run(callers, plan.seconds)
         await _until(callers, lambda: all(flow.ended[-1] >= began for flow in flows.values()))
         after, end = (_busy(server), _busy(own)), time.perf_counter()
+        # What was sent by then counts in part, see `summary`.
+        await _until(callers, lambda: all(sent >= end for flow in flows.values() for sent in flow.sent.values()))
     finally:
         for task in callers:
             task.cancel()
@@ -171,11 +177,17 @@ def _busy(process: psutil.Process) -> float:
 
 
 def summary(flow: Flow, began: float, end: float, vectors: str) -> dict[str, Any]:
-    """Return rate and latencies of what was answered between two moments, and the lowest cosine of all answers."""
-    taken = [taken for ended, taken in zip(flow.ended, flow.taken, strict=True) if began <= ended <= end]
+    """Return rate and latencies of what was answered between two moments, and the lowest cosine of all answers.
+
+    To the rate a request counts for the share of its time that lies between the two: answers come in batches, and it
+    must not depend on whether one more batch just ended in time.
+    """
+    times = list(zip(flow.ended, flow.taken, strict=True))
+    taken = [taken for ended, taken in times if began <= ended <= end]
+    shares = [max(0.0, min(ended, end) - max(ended - taken, began)) / taken for ended, taken in times]
     return {
         "count": len(taken),
-        "per_s": len(taken) / (end - began),
+        "per_s": sum(shares) / (end - began),
         "p50_s": float(np.percentile(taken, 50)),
         "p99_s": float(np.percentile(taken, 99)),
         "lowest_cosine": lowest_cosine(flow.answers, np.load(vectors)) if vectors else None,

@@ -26,6 +26,7 @@ from scripts.bench.show import tell
 from scripts.bench.turns import Ended
 
 ATTEMPTS = 2
+NOT_BUILT = "no compiled engine"  # in the reason of engines.choice for eager
 READY_S = 300.0  # an eager model of full size takes a while on a busy machine
 ENDS_S = 20.0
 POLL_S = 0.05
@@ -186,13 +187,15 @@ def built(options: Options, preload: Sequence[str]) -> Iterator[Served]:
 def others(wanted: Mapping[str, str], running: Mapping[str, Running], options: Options) -> str:
     """Return what runs on another engine than the `wanted` one that was built for its kind, "" if nothing does.
 
-    Among built engines the server may take the fastest, unless a precision is asked for.
+    Among what is built the server may take the fastest, and eager where that is faster, unless a precision is asked
+    for. It may not say that nothing is built.
     """
     wrong = []
     for kind, one in running.items():
         asked = wanted.get(kind, one.engine)
         same_precision = one.engine.split()[1] == asked.split()[1] or options.precision == "auto"
-        if not same_precision or (one.engine.startswith("eager") and not asked.startswith("eager")):
+        stale = one.engine.startswith("eager") and NOT_BUILT in one.reason and kind in wanted
+        if stale or not same_precision:
             wrong.append(f"{kind} runs on {one.engine}, not {asked} ({one.reason})")
     return "; ".join(wrong)
 

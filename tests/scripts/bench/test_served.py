@@ -5,9 +5,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from engines import catalog
+from engines.choice import how_to_build
+from engines.engine import Subject
 from scripts.bench import served
 from scripts.bench.options import Options
 from scripts.bench.served import Running, Served, others
@@ -28,7 +33,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 BFLOAT16 = Running("openvino bfloat16", "2.2 x eager float32 here")
-EAGER = Running("eager float32", "no compiled engine")
+INSTEAD = Running("openvino bfloat16", "2.2 x eager float32 here; not int8: no compiled engine in int8")
+EAGER = Running("eager float32", "no compiled engine: scripts.build_engines builds one")
 
 
 def stub(folder: Path, code: str = STUB) -> Served:
@@ -75,7 +81,8 @@ def test_a_start_is_watched_until_it_is_ready(tmp_path: Path) -> None:
         ),
         ("openvino int8", BFLOAT16, "auto", ""),  # among what was built it takes the fastest
         ("openvino int8", BFLOAT16, "int8", "visual runs on openvino bfloat16, not openvino int8 (2.2 x"),
-        ("openvino bfloat16", BFLOAT16, "int8", ""),  # int8 did not pass, and is told by build_engines
+        ("openvino bfloat16", INSTEAD, "int8", ""),  # int8 did not pass, and is told by build_engines
+        ("openvino bfloat16", Running("eager float32", "faster here than the best"), "auto", ""),
         ("", EAGER, "auto", ""),  # nothing could be built
     ],
 )
@@ -85,6 +92,11 @@ def test_what_runs_is_what_was_built(
     found = others({"visual": built} if built else {}, {"visual": running}, replace(options, precision=precision))
     assert found.startswith(wrong)
     assert bool(found) == bool(wrong)
+
+
+def test_the_reason_that_is_looked_for_is_that_of_the_server(options: Options) -> None:
+    model = SimpleNamespace(model=catalog.DEMO)
+    assert served.NOT_BUILT in how_to_build(cast(Subject, model), replace(options, engine="auto").config())
 
 
 def test_eager_needs_no_build(options: Options) -> None:
