@@ -171,7 +171,7 @@ def _load(subject: Subject, config: Config, stored: Stored, ratio: float) -> Cho
     key = manifest.key
     # How many streams are the fastest was measured with the cores of that time.
     measured = manifest.layout.streams if manifest.cores == machine.cores() else 1
-    layout = Layout(config.threads, config.streams or measured, config.hint)
+    layout = Layout(config.threads, config.streams or measured, hint=config.hint)
     specs = subject.specs(key.precision, layout, sorted(manifest.timings))
     engines = builder.load(subject, key.backend, specs, stored.folder)
     reason = f"{ratio:.1f} x eager float32 here, lowest cosine to it {manifest.report.lowest_cosine:.5f}"

@@ -28,11 +28,14 @@ class Layout:
     """How an engine spreads over the cores of a processor.
 
     `threads` is the number of all threads together, 0 is all cores at hand; `streams` is the number of parts of a
-    batch that run at the same time, each with its share of the threads. `hint` is OpenVINO's.
+    batch that run at the same time, each with its share of the threads. `hint` is OpenVINO's. `copies` of the compiled
+    network, each with its share of the threads and so many streams, serve as many threads that call at the same time:
+    OpenVINO's streams of one network wait for each other when batches differ in size.
     """
 
     threads: int = 0
     streams: int = 1
+    copies: int = 1
     hint: Literal["latency", "throughput"] = "latency"
 
 

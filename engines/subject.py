@@ -160,10 +160,10 @@ class Stages:
     def specs(self, precision: Precision, layout: Layout, buckets: Sequence[int]) -> tuple[Spec, ...]:
         """Return what to build of each stage; the number of pictures in a batch changes nothing of it.
 
-        On a processor each core is a stream: pictures, and levels of one, run beside each other.
+        On a processor each core has a copy: pictures, and levels of one, run beside each other.
         """
         if self.device.type == "cpu":
-            layout = replace(layout, streams=layout.threads or machine.cores())
+            layout = replace(layout, streams=1, copies=layout.threads or machine.cores())
         rows = ((1,), CROP_BUCKETS, CROP_BUCKETS)
         return tuple(
             network.spec(precision, self.device, layout, own) for network, own in zip(self.networks, rows, strict=True)

@@ -11,15 +11,18 @@ streams are the fastest.
 
 import importlib
 import mmap
+import queue
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines import export, intel, machine, quantise
@@ -47,29 +50,46 @@ class OpenVino:
         """
         self.precision = spec.precision
         self.device = spec.device
-        self._compile = compiled
-        self._compiled = compiled()
-        self._failed = False
-        self._streams = spec.layout.streams
+        self._compiled = compiled
+        self._layout = spec.layout
+        self._example = np.ascontiguousarray(spec.example[:1])
+        self._requests = self._fresh()
+        self._renewing = threading.Lock()
         self._weights = weights
         self._packed: set[torch.Size] = set()
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Run parts of `batch` (rows, …) at the same time, one per stream; the answer is on the host.
+        """Run parts of `batch` (rows, …) at the same time, as many as are free; the answer is on the host.
 
         Raises RuntimeError if a part fails, once all parts have ended.
         """
-        if self._failed:
-            # OpenVINO was seen to take the sizes of a batch that failed for those of the next.
-            self._compiled = self._compile()
-            self._failed = False
+        requests, taken = self._taken(len(batch))
         try:
-            answer = self._infer(batch)
+            answer = _answer(taken, batch)
         except RuntimeError:
-            self._failed = True
+            requests.failed = True
             raise
+        finally:
+            requests.give_back(taken)
         self._leave_weights(batch.shape[:2])  # a length of texts may be packed for as well
         return answer
+
+    def _taken(self, rows: int) -> tuple["_Requests", list[Any]]:
+        """Return requests for a batch of so many rows, and what to give them back to."""
+        while True:
+            requests = self._requests
+            taken = requests.take(rows)
+            if not requests.failed:
+                return requests, taken
+            # OpenVINO was seen to take the sizes of a batch that failed for those of the next.
+            requests.give_back(taken)
+            with self._renewing:
+                if self._requests is requests:
+                    self._requests = self._fresh()
+
+    def _fresh(self) -> "_Requests":
+        compiled = [self._compiled() for _ in range(self._layout.copies)]
+        return _Requests(compiled, self._layout.streams, self._example)
 
     def _leave_weights(self, shape: torch.Size) -> None:
         """Give up the memory of the weights as they are in the file, once they were packed for `shape`.
@@ -81,22 +101,33 @@ class OpenVino:
             self._packed.add(shape)
             self._weights.madvise(mmap.MADV_DONTNEED)
 
-    def _infer(self, batch: Tensor) -> Tensor:
-        openvino = intel.openvino()
-        # On a GPU of Intel the batch is on the host as well: OpenVINO copies it over.
-        parts = batch.cpu().contiguous().tensor_split(min(self._streams, len(batch)))
-        running: list[Any] = []
-        try:
-            for part in parts:
-                # New ones for each batch take 0.1 ms; kept ones would hold on to the batch until the next.
-                request = self._compiled.create_infer_request()
-                request.set_input_tensor(openvino.Tensor(part.numpy(), shared_memory=True))
-                request.start_async()
-                running.append(request)
-        finally:
-            _wait(running)
-        # The outputs are memory of the requests, which is used again: cat copies, also a single one.
-        return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request in running])
+
+class _Requests:
+    """The requests that compiled networks can run at the same time. They are kept: to make one waits for others."""
+
+    def __init__(self, compiled: Sequence[Any], streams: int, example: NDArray[Any]) -> None:
+        """Each of `compiled` has so many streams; `example` (1, …) is what an idle request holds instead of a batch."""
+        self.compiled = compiled
+        self.failed = False
+        self._example = intel.openvino().Tensor(example, shared_memory=True)
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for one in compiled:
+            for _ in range(streams):
+                self._idle.put(one.create_infer_request())
+
+    def take(self, most: int) -> list[Any]:
+        """Return at least one request, once there is one, and at most as many as are idle then."""
+        taken = [self._idle.get()]
+        with suppress(queue.Empty):
+            while len(taken) < most:
+                taken.append(self._idle.get_nowait())
+        return taken
+
+    def give_back(self, requests: Sequence[Any]) -> None:
+        """Let others have `requests`, which have ended."""
+        for request in requests:
+            request.set_input_tensor(self._example)
+            self._idle.put(request)
 
 
 def available(device: torch.device, precision: Precision) -> str | None:
@@ -179,7 +210,7 @@ def _options(spec: Spec, precision: Precision) -> dict[str, object]:
     }
     if spec.device.type == "cpu":
         options |= {
-            "INFERENCE_NUM_THREADS": spec.layout.threads or machine.cores(),
+            "INFERENCE_NUM_THREADS": max(1, (spec.layout.threads or machine.cores()) // spec.layout.copies),
             # Threads bound to cores would wait there for those that decode pictures, while other cores are idle.
             "ENABLE_CPU_PINNING": False,
             "CPU_RUNTIME_CACHE_CAPACITY": _SHAPES_KEPT,
@@ -211,6 +242,31 @@ def _quiet_tracer() -> Iterator[None]:
         # The tracer reads all attributes of a module, also those that transformers would rather have nobody read.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
+
+
+def _answer(requests: Sequence[Any], batch: Tensor) -> Tensor:
+    """Return what `requests` say to a part of `batch` each; raise what the first that failed did, once all ended."""
+    # On a GPU of Intel the batch is on the host as well: OpenVINO copies it over.
+    parts = batch.cpu().contiguous().tensor_split(len(requests))
+    for request, part in zip(requests, parts, strict=True):
+        request.set_input_tensor(intel.openvino().Tensor(part.numpy(), shared_memory=True))
+    if len(requests) == 1:
+        requests[0].infer(share_outputs=True)  # on this thread: another would have to be woken, and this one wait
+    else:
+        _run(requests)
+    # The outputs are memory of the requests, which is used again: cat copies, also a single one.
+    return torch.cat([torch.from_numpy(request.get_output_tensor().data) for request in requests])
+
+
+def _run(requests: Sequence[Any]) -> None:
+    """Run `requests` until all have ended; raise what the first of those that failed did."""
+    running = []
+    try:
+        for request in requests:
+            request.start_async()
+            running.append(request)
+    finally:
+        _wait(running)
 
 
 def _wait(requests: Sequence[Any]) -> None:

@@ -1,11 +1,14 @@
 """OpenVINO compiles what eager computes, in every size, and gives its memory back."""
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,7 +143,7 @@ def test_the_layout_reaches_openvino(tmp_path: Path) -> None:
     layouts = (Layout(), Layout(threads=2, streams=2, hint="throughput"))
     engines = [openvino.load(module, replace(spec, layout=layout), tmp_path) for layout in layouts]
     names = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "PERFORMANCE_HINT")
-    told = [[engine._compiled.get_property(name) for name in names] for engine in engines]
+    told = [[engine._requests.compiled[0].get_property(name) for name in names] for engine in engines]
     assert [(threads, streams) for threads, streams, _ in told] == [(machine.cores(), 1), (2, 2)]
     assert [str(hint) for *_, hint in told] == ["LATENCY", "THROUGHPUT"]
 
@@ -257,6 +260,29 @@ def test_another_thread_may_run_it(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert torch.equal(answers[0], engine(spec.example))
+
+
+def test_threads_at_once_get_each_their_own_answer(tmp_path: Path) -> None:
+    module, spec = built(proposal_stage(), tmp_path)
+    engine = openvino.load(module, replace(spec, layout=Layout(threads=2, copies=2)), tmp_path)
+    levels = [spec.example[:1, :, : 20 + 3 * k, : 90 - 5 * k].contiguous() for k in range(12)]
+    alone = [engine(level) for level in levels]
+    assert all(alike(answer, module(level), "float32") for answer, level in zip(alone, levels, strict=True))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert all(map(torch.equal, pool.map(engine, levels), alone))
+    assert engine._requests._idle.qsize() == 2
+
+
+def test_no_batch_is_held_after_it_ran(tmp_path: Path) -> None:
+    module, spec = built(picture_tower(), tmp_path)
+    engine = openvino.load(module, spec, tmp_path)
+    pixels = spec.example.numpy().copy()
+    gone = weakref.ref(pixels)
+    engine(torch.from_numpy(pixels))
+    del pixels
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_network_stays_as_it_is(tmp_path: Path) -> None:
