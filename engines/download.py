@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, yet not in __all__
 from tqdm import tqdm
 
-from engines import manifest
+from engines import manifest, progress
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,18 @@ def fetch(source: Source, folder: Path) -> Path:
     Goes on where an earlier try, also of an earlier process, was cut off. The caller holds the folder's lock. Nothing
     has the final name before it was verified. Raises FetchFailed, NotPublished.
     """
+    try:
+        path = _fetch(source, folder)
+    except NotPublished:  # it may lie elsewhere
+        raise
+    except FetchFailed:
+        progress.fetched(ok=False)
+        raise
+    progress.fetched(ok=True)
+    return path
+
+
+def _fetch(source: Source, folder: Path) -> Path:
     log.info("Fetching %s from %s into %s", source.name, source, folder)
     left, most = RETRIES, _received(folder, source.name)
     while True:
@@ -182,6 +194,7 @@ def _receive(remote: _Remote, part: Path, name: str) -> None:
             for chunk in response.iter_bytes():
                 file.write(chunk)
                 bar.update(len(chunk))
+                progress.received(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     came = part.stat().st_size

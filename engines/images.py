@@ -167,7 +167,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (*DECODER_ERRORS, MemoryError) as error:
         raise ImageError(
-            f"These bytes cannot be read as a picture, they look like {_looks_like(data)}: "
+            f"These bytes cannot be read as a picture, they look like {looks_like(data)}: "
             f"send a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         ) from error
     if image.width <= 0 or image.height <= 0:
@@ -180,7 +180,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _looks_like(data: bytes) -> str:
+def looks_like(data: bytes) -> str:
+    """Return what the first bytes of a file say that it is, in words: "a JPEG", "no picture"."""
     for offset, beginning, name in _BEGINNINGS:
         if data.startswith(beginning, offset):
             return name

@@ -14,25 +14,16 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from engines.errors import EngineMissing, UnknownModel
+from server import logs, tracing
 from server.app import DOOR, Engines, create_app, engine_config, preload_parts
 from server.door import Door
 from server.settings import Settings, advice, variable
+from server.shelf import in_thread
 
 log = logging.getLogger("server")
 
 QUIET_S = 0.25
-
-LEVELS = {
-    "verbose": logging.DEBUG,
-    "debug": logging.DEBUG,
-    "log": logging.INFO,
-    "info": logging.INFO,
-    "warn": logging.WARNING,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "fatal": logging.CRITICAL,
-    "critical": logging.CRITICAL,
-}
+FLUSH_S = 2.0
 
 
 def main() -> int:
@@ -52,10 +43,7 @@ def main() -> int:
     except UnknownModel as error:
         sys.stderr.write(f"MACHINE_LEARNING_PRELOAD__…: {error}\n")
         return 2
-    logging.basicConfig(
-        level=LEVELS[settings.log_level], format="%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request of a download is of no use
+    logs.set_up(settings.log_level, settings.log_format)
     for sentence in advice():
         log.warning(sentence)
     if settings.untrained:
@@ -68,11 +56,16 @@ def main() -> int:
             log.critical("MACHINE_LEARNING_REQUIRE_DEVICE is %s: %s", settings.require_device, error)
             return 2
     try:
+        traces = tracing.set_up(settings.tracing) if settings.tracing else None
+    except tracing.TracingMissing as error:
+        log.critical("%s", error)
+        return 2
+    try:
         sock = listen(settings.host, settings.port)
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror)
         return 1
-    asyncio.run(serve(settings, engines, sock))
+    asyncio.run(serve(settings, engines, sock, traces))
     logging.shutdown()
     # Leave at once. A thread may be busy with a download, a picture or a batch; Python would wait for some of them, and
     # unwinding the interpreter under one that is inside a native library aborts the process. All answers are written.
@@ -90,9 +83,13 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
-async def serve(settings: Settings, engines: Engines, sock: socket.socket) -> None:
+async def serve(
+    settings: Settings, engines: Engines, sock: socket.socket, traces: tracing.Tracing | None = None
+) -> None:
     """Serve on `sock` until a signal comes and the grace time is over."""
-    app = create_app(settings, engines.load, engines.release, engines.warm_up)
+    app = create_app(
+        settings, engines.load, engines.release, engines.warm_up, gpu_bytes=engines.gpu_bytes, tracing=traces
+    )
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -114,7 +111,18 @@ async def serve(settings: Settings, engines: Engines, sock: socket.socket) -> No
     await stop.wait()
     await drain(app, site, settings.shutdown_grace_s, hurry)
     await runner.cleanup()
+    if traces is not None:
+        await flush(traces)
     log.info("ended")
+
+
+async def flush(traces: tracing.Tracing) -> None:
+    """Send the last spans, if the collector takes them in time."""
+    try:
+        async with asyncio.timeout(FLUSH_S):
+            await in_thread(traces.close, "send the last traces")
+    except TimeoutError:
+        log.warning("the last traces could not be sent within %.0f s", FLUSH_S)
 
 
 async def drain(app: web.Application, site: web.BaseSite, grace: float, hurry: asyncio.Event) -> None:

@@ -8,26 +8,31 @@ import asyncio
 import functools
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from engines import catalog
+from engines import catalog, progress
 from engines.errors import EngineError
 from engines.machine import cores
 from engines.model import Config, Model
 from server import wire
+from server.access import VISIT, observed
 from server.budget import Budget
 from server.builds import Builds, command
 from server.door import Door
 from server.errors import errors_to_answers
+from server.gauges import Gauges
+from server.metrics import Metrics, QueueMetrics
 from server.predict import Predictor, Rules
 from server.queue import Limits
+from server.readiness import Readiness
 from server.settings import Settings
 from server.shelf import Part, Shelf, in_thread
+from server.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +42,8 @@ BUILDS = web.AppKey("builds", Builds)
 DOOR = web.AppKey("door", Door)
 PREDICTOR = web.AppKey("predictor", Predictor)
 PRELOAD = web.AppKey("preload", asyncio.Task[None])
-UNREADY = web.AppKey("unready", list[str])  # why /health/ready says no, beside what it can see for itself
+METRICS = web.AppKey("metrics", Metrics)
+READINESS = web.AppKey("readiness", Readiness)
 
 PRELOAD_AGAIN_S = 30.0  # a preload that failed is tried again: weights may come, a disk may be emptied
 CLOSE_S = 0.2  # what is on the device then ends by itself or with the process
@@ -51,6 +57,7 @@ class Engines:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._memory: Any = None  # engines.memory, once it is imported
 
     def find_devices(self) -> None:
         """Look for the devices that the settings want, which imports torch; raises EngineMissing."""
@@ -63,7 +70,9 @@ class Engines:
         """
         importlib.import_module("engines.lean").import_open_clip()
         models = importlib.import_module("engines.models")
-        importlib.import_module("engines.memory").settle()
+        memory = importlib.import_module("engines.memory")
+        memory.settle()
+        self._memory = memory
         models.devices(self._config)
 
     def load(self, part: Part) -> Sequence[Model]:
@@ -75,6 +84,10 @@ class Engines:
     def release(self) -> None:
         """Give the memory of models that are gone back to the system."""
         importlib.import_module("engines.memory").release()
+
+    def gpu_bytes(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the memory of the GPUs in use, in bytes by device and state; imports nothing."""
+        return {} if self._memory is None else self._memory.gpu_bytes()
 
 
 def engine_config(settings: Settings) -> Config:
@@ -114,12 +127,25 @@ def create_app(
     release: Callable[[], None],
     warm_up: Callable[[], None] = lambda: None,
     build: Callable[[Part], Sequence[str]] | None = None,
+    gpu_bytes: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
+    tracing: Tracing | None = None,
 ) -> web.Application:
     """Return the application.
 
     `warm_up` runs once in the background at the start; `build` returns the command that builds engines for a part, None
-    is that of scripts/.
+    is that of scripts/. `gpu_bytes` returns the memory of GPUs by device and state.
     """
+    metrics = Metrics()
+
+    def load_and_count(part: Part) -> Sequence[Model]:
+        try:
+            with progress.told_to(metrics):
+                models = load(part)
+        except BaseException:
+            metrics.loaded(part.entry.name, part.kind, ok=False)
+            raise
+        metrics.loaded(part.entry.name, part.kind, ok=True)
+        return models
 
     def limits(part: Part) -> Limits:
         if part.kind == "detection":
@@ -129,10 +155,12 @@ def create_app(
             return Limits(settings.queue_items, batch_weight=GPU_DECODED_PIXELS)
         return Limits(settings.queue_items)
 
-    app = web.Application(middlewares=[close_at_the_end, errors_to_answers])
+    traced = () if tracing is None else tracing.middlewares
+    seen = observed(metrics, settings.slow_request_s)
+    app = web.Application(middlewares=[*traced, seen, close_at_the_end, errors_to_answers])
     builds = Builds(
         "never" if settings.engine == "eager" else settings.build,
-        load,
+        load_and_count,
         build or functools.partial(command, engine=settings.engine, precision=settings.precision),
     )
     shelf = Shelf(
@@ -140,6 +168,7 @@ def create_app(
         release,
         limits=limits,
         placed=lambda loaded: builds.look_at(loaded, shelf),
+        observe=lambda part: QueueMetrics(metrics, part.entry.name, part.kind),
         ttl=settings.model_ttl,
         budget=settings.memory_budget_mb << 20,
     )
@@ -148,9 +177,13 @@ def create_app(
     app[SHELF] = shelf
     app[BUILDS] = builds
     app[DOOR] = Door()
-    app[UNREADY] = []
-    app[PREDICTOR] = Predictor(shelf, rules, Budget(settings.max_decoded_pixels), settings.request_threads or cores())
+    app[METRICS] = metrics
+    readiness = app[READINESS] = Readiness(shelf, settings.proof_s, metrics.proved)
+    pixels = Budget(settings.max_decoded_pixels)
+    app[PREDICTOR] = Predictor(shelf, rules, pixels, settings.request_threads or cores())
+    metrics.registry.register(Gauges(shelf, app[DOOR], pixels, lambda: not not_ready(app), gpu_bytes))
     parts = preload_parts(settings)
+    readiness.loading = bool(parts)
 
     async def run_shelf(app: web.Application) -> AsyncIterator[None]:
         async def fill() -> None:
@@ -158,16 +191,17 @@ def create_app(
                 await in_thread(warm_up, "warm up")
             except EngineError as error:
                 log.error("no model can be loaded: %s", error)
-                app[UNREADY].append(f"no model can be loaded: {error}")
+                readiness.problems = [f"no model can be loaded: {error}"]
                 return
             except Exception as error:  # an import runs foreign code: readiness tells what became of it
                 log.exception("the libraries that run the models cannot be imported")
-                app[UNREADY].append(f"the libraries that run the models cannot be imported: {error}")
+                readiness.problems = [f"the libraries that run the models cannot be imported: {error}"]
                 return
             while failed := await shelf.preload(parts):
-                app[UNREADY][:] = [f"{part} could not be preloaded: {reason}" for part, reason in failed.items()]
+                readiness.problems = [f"{part} could not be preloaded: {reason}" for part, reason in failed.items()]
                 await asyncio.sleep(PRELOAD_AGAIN_S)
-            app[UNREADY].clear()
+            readiness.problems = []
+            readiness.loading = False
 
         async def tidy() -> None:
             while True:
@@ -175,11 +209,11 @@ def create_app(
                 await shelf.unload_idle()
 
         app[PRELOAD] = asyncio.create_task(fill())
-        tidying = asyncio.create_task(tidy())
+        tasks = [app[PRELOAD], asyncio.create_task(tidy()), asyncio.create_task(readiness.watch())]
         yield
-        for task in (app[PRELOAD], tidying):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(app[PRELOAD], tidying, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         app[PREDICTOR].close()
         await asyncio.gather(builds.close(grace=CLOSE_S), shelf.close(grace=CLOSE_S))
 
@@ -192,6 +226,7 @@ def create_app(
             web.get("/health/live", live),
             web.get("/health/ready", ready),
             web.get("/models", models),
+            web.get("/metrics", show_metrics),
         ]
     )
     return app
@@ -219,12 +254,17 @@ async def ping(request: web.Request) -> web.Response:
 async def predict(request: web.Request) -> web.Response:
     """Answer one form of the protocol."""
     settings = request.app[SETTINGS]
+    visit = request[VISIT]
     async with request.app[DOOR].enter():
-        form = await wire.read_form(request, int(settings.max_body_mb * 1_000_000), settings.body_timeout_s)
-        ask = wire.parse(form)
+        with visit.watch.phase("read"):
+            form = await wire.read_form(request, int(settings.max_body_mb * 1_000_000), settings.body_timeout_s)
+            visit.note(form)
+            ask = wire.parse(form)
         del form  # the picture's bytes live on in `ask` alone
-        answer = await request.app[PREDICTOR].answer(ask, flow=_flow(request))
-    return web.Response(body=wire.render(ask, answer, settings.embeddings), content_type="application/json")
+        answer = await request.app[PREDICTOR].answer(ask, _flow(request), visit.watch)
+    with visit.watch.phase("write"):
+        body = wire.render(ask, answer, settings.embeddings)
+    return web.Response(body=body, content_type="application/json")
 
 
 def _flow(request: web.Request) -> str | None:
@@ -238,18 +278,20 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Say whether requests are answered: the preloaded models are in, every thread lives, no shutdown has begun."""
-    app = request.app
-    if app[DOOR].closing:
-        return _json({"status": "shutting down"}, 503)
-    dead = [scheduler.name for scheduler in app[SHELF].schedulers() if not scheduler.alive]
-    if dead:
-        return _json({"status": f"a thread of {', '.join(dead)} died: see the log, then restart the server"}, 503)
-    if app[UNREADY]:
-        return _json({"status": "; ".join([*app[UNREADY]])}, 503)
-    if not app[PRELOAD].done():
-        return _json({"status": "loading the preloaded models"}, 503)
-    return _json({"status": "ready"})
+    """Say whether requests are answered, and if not, why: see readiness.py."""
+    reason = not_ready(request.app)
+    return _json({"status": reason}, 503) if reason else _json({"status": "ready"})
+
+
+def not_ready(app: web.Application) -> str:
+    """Return why no requests are answered, "" if they are."""
+    return "shutting down" if app[DOOR].closing else "; ".join(app[READINESS].reasons())
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """Write what was counted, in the text format that the client asks for."""
+    body, content_type = request.app[METRICS].exposition(request.headers.get("Accept", ""))
+    return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 async def models(request: web.Request) -> web.Response:

@@ -37,6 +37,11 @@ class Batch:
         """Run the batch, on failure its halves; return a result or an error for each item."""
         return _compute(self.model, self.items, self.collated)
 
+    def give_up(self) -> list[Waiter]:
+        """Return who waits for a batch that nobody computes any longer."""
+        self.queue.observer.dropped(len(self.waiters), "closed")
+        return self.waiters
+
 
 def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> list[Outcome]:
     try:
@@ -55,11 +60,13 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> l
     return _compute(model, items[:half]) + _compute(model, items[half:])
 
 
-def deliver(waiters: Sequence[Waiter], outcomes: Sequence[Outcome]) -> None:
-    """Give each waiter its result or its error. Runs on the event loop."""
+def deliver(waiters: Sequence[Waiter], outcomes: Sequence[Outcome], began: float, ended: float) -> None:
+    """Give each waiter its result or its error, and the times of its batch. Runs on the event loop."""
     for waiter, (result, error) in zip(waiters, outcomes, strict=True):
         if waiter.future.done():  # cancelled while the batch ran
             continue
+        if waiter.rider is not None:
+            waiter.rider.rode(waiter.queued, began, ended)
         if error is None:
             waiter.future.set_result(result)
         else:

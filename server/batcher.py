@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any
 
 from server.batch import Batch, Outcome, deliver, fail
+from server.observer import Observer, Rider
 from server.queue import BatchModel, Lane, Limits, Queue, Waiter
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Scheduler:
     def __init__(self, name: str, replicas: int = 1) -> None:
         self.name = name
         self.failure: BaseException | None = None  # what a thread of ours died of
+        self.ended = 0  # batches, ever
         self._lock = threading.Lock()
         self._workers = [_Worker(number, self._lock) for number in range(replicas)]
         self._queues: dict[Lane, deque[Queue]] = {lane: deque() for lane in Lane}
@@ -90,9 +92,16 @@ class Scheduler:
         """Whether all threads work."""
         return self.failure is None and all(thread.is_alive() for thread in self._threads)
 
-    def add(self, models: Sequence[BatchModel], name: str, lane: Lane, limits: Limits = DEFAULT_LIMITS) -> Queue:
-        """Give `models`, one replica for each device, a queue."""
-        queue = Queue(self._one_each(models), name, lane, limits)
+    def add(
+        self,
+        models: Sequence[BatchModel],
+        name: str,
+        lane: Lane,
+        limits: Limits = DEFAULT_LIMITS,
+        observer: Observer | None = None,
+    ) -> Queue:
+        """Give `models`, one replica for each device, a queue, of which `observer` is told."""
+        queue = Queue(self._one_each(models), name, lane, limits, observer or Observer())
         with self._lock:
             self._queues[lane].append(queue)
         return queue
@@ -133,21 +142,28 @@ class Scheduler:
         with self._lock:
             self._queues[queue.lane].remove(queue)
             queue.removed = True
-            left = queue.drain()
+            left = queue.drain("unloaded")
         fail(left, Closed(f"{queue.name} was unloaded"))
 
     def submit(
-        self, queue: Queue, item: Any, *, flow: Hashable = None, weight: int = 1, accepted: bool = False
+        self,
+        queue: Queue,
+        item: Any,
+        *,
+        flow: Hashable = None,
+        weight: int = 1,
+        accepted: bool = False,
+        rider: Rider | None = None,
     ) -> "asyncio.Future[Any]":
         """Queue `item` and return the future of its result. Call it on the event loop.
 
-        `accepted` marks work of a request already let in (the crops of its faces): limits do not turn it away. Raises
-        Full or Closed; the future raises what the model raised for this item, or Closed. Cancelling the future drops
-        the item if it still waits.
+        `accepted` marks work of a request already let in (the crops of its faces): limits do not turn it away. `rider`
+        is told when it waited and ran. Raises Full or Closed; the future raises what the model raised for this item,
+        or Closed. Cancelling the future drops the item if it still waits.
         """
         if self._loop is None:
             raise Closed(f"the scheduler of {self.name} was not started")
-        waiter = Waiter(item, self._loop.create_future(), weight)
+        waiter = Waiter(item, self._loop.create_future(), weight, rider)
         with self._lock:
             if self._closed:
                 raise Closed(f"the scheduler of {self.name} is closed")
@@ -198,10 +214,10 @@ class Scheduler:
     def _shut(self, error: Exception) -> None:
         with self._lock:
             self._closed = True
-            left = [waiter for lane in self._queues.values() for queue in lane for waiter in queue.drain()]
+            left = [waiter for lane in self._queues.values() for queue in lane for waiter in queue.drain("closed")]
             for worker in self._workers:
                 if worker.ahead is not None:
-                    left += worker.ahead.waiters
+                    left += worker.ahead.give_up()
                     worker.ahead = None
                 worker.work.notify()
                 worker.spare.notify()
@@ -227,19 +243,21 @@ class Scheduler:
             worker.running = batch
             for one in self._workers:  # it may have been the last that was free
                 one.spare.notify()
-        started = time.perf_counter()
+        began = time.perf_counter()
         try:
             outcomes = batch.compute()
         except BaseException as error:
             self._die(batch, error)
             raise
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        errors = [error for _, error in outcomes if error is not None]
         with self._lock:
             worker.running = None
-            batch.queue.note_batch(seconds, len(batch.waiters))
+            self.ended += 1
+            batch.queue.note_batch(ended - began, len(batch.waiters), errors)
         waiters = batch.waiters
         del batch  # whoever gets the last answer may unload the model at once
-        self._to_loop(self._deliver, waiters, outcomes)
+        self._to_loop(self._deliver, waiters, outcomes, began, ended)
         return True
 
     def _wait(self, condition: threading.Condition, cut: Callable[[], Batch | None]) -> Batch | None:
@@ -296,7 +314,7 @@ class Scheduler:
                 worker.ahead = batch
                 worker.work.notify()
                 return True
-        self._to_loop(fail, batch.waiters, Closed(f"the scheduler of {self.name} is closed"))
+        self._to_loop(fail, batch.give_up(), Closed(f"the scheduler of {self.name} is closed"))
         return False
 
     def _cut_ahead(self, worker: _Worker) -> Batch | None:
@@ -306,13 +324,13 @@ class Scheduler:
         turn = next((queue for queue in self._queues[Lane.BULK] if queue.items), None)
         return self._cut(Lane.BULK, worker) if turn is not None and turn.is_full_batch(worker.number) else None
 
-    def _deliver(self, waiters: Sequence[Waiter], outcomes: Sequence[Outcome]) -> None:
-        deliver(waiters, outcomes)
+    def _deliver(self, waiters: Sequence[Waiter], outcomes: Sequence[Outcome], began: float, ended: float) -> None:
+        deliver(waiters, outcomes, began, ended)
         self._changed.set()
 
     def _die(self, batch: Batch, error: BaseException) -> None:
         self.failure = error
-        self._to_loop(fail, batch.waiters, Closed(f"the scheduler of {self.name} died: see the log"))
+        self._to_loop(fail, batch.give_up(), Closed(f"the scheduler of {self.name} died: see the log"))
 
     def _to_loop(self, callback: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None, "threads run only after start()"  # noqa: S101 - an invariant of this class

@@ -44,6 +44,8 @@ from server.queue import Full
 
 log = logging.getLogger(__name__)
 
+DETAIL = web.ResponseKey("detail", str)  # what the client of a failed request is told
+
 
 class RequestError(Exception):
     """Base of what a client is told."""
@@ -168,18 +170,20 @@ def from_below(error: Exception) -> RequestError | None:
 
 def answer(status: int, reason: str | None, detail: str, headers: dict[str, str] | None = None) -> web.Response:
     """Return a JSON answer with `detail` for people and `reason` for the status line."""
-    return web.Response(
+    response = web.Response(
         status=status,
         reason=reason,
         body=orjson.dumps({"detail": detail}),
         content_type="application/json",
         headers=headers,
     )
+    response[DETAIL] = detail
+    return response
 
 
 @web.middleware
 async def errors_to_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error of a handler into a JSON answer; an unforeseen one is logged and becomes a 500."""
+    """Turn every error of a handler into a JSON answer; the traceback of an unforeseen one is logged."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -190,6 +194,5 @@ async def errors_to_answers(request: web.Request, handler: Handler) -> web.Strea
         if told is None:
             log.exception("unforeseen error in %s %s", request.method, request.match_info.route.resource)
             return answer(500, None, "The server failed on this request; its log has the reason.")
-        log.info("%d %s: %s", told.status, told.reason, told)
         headers = {"Retry-After": str(math.ceil(told.retry_after))} if told.retry_after is not None else None
         return answer(told.status, told.reason, str(told), headers)

@@ -5,9 +5,10 @@ Knows the order of things and of checks. Does not know HTTP (wire.py reads and w
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from engines.model import Kind
 from server.budget import Budget
 from server.errors import BadInput, NoInput, NotServed
 from server.shelf import Loaded, Part, Shelf
+from server.stopwatch import Phase, Stopwatch
 from server.wire import Answer, Ask, Face
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,14 @@ class Rules:
     max_pixels: int
     exif: bool
     ocr: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """Whose request it is, for turns in the queues, and where its time goes."""
+
+    flow: Hashable
+    watch: Stopwatch
 
 
 class Predictor:
@@ -57,15 +67,19 @@ class Predictor:
         for pool in (self._picture_pool, self._text_pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, ask: Ask, flow: Hashable) -> Answer:
-        """Compute what `ask` asks for; raises the errors of server.errors, engines.errors and the queues."""
+    async def answer(self, ask: Ask, flow: Hashable, watch: Stopwatch | None = None) -> Answer:
+        """Compute what `ask` asks for, and note the time in `watch`.
+
+        Raises the errors of server.errors, engines.errors and the queues.
+        """
+        caller = _Caller(flow, watch or Stopwatch())
         if ask.ocr and not self._rules.ocr:
             raise NotServed("This server has no OCR: turn it off in the client, or set MACHINE_LEARNING_OCR=empty.")
         parts = self._parts(ask)
         if ask.image is not None:
-            return await self._answer_image(ask, ask.image, parts, flow)
+            return await self._answer_image(ask, ask.image, parts, caller)
         if ask.text is not None:
-            return await self._answer_text(ask, ask.text, parts, flow)
+            return await self._answer_text(ask, ask.text, parts, caller)
         raise NoInput("Either image or text must be provided: send one of these fields with the form.")
 
     def _parts(self, ask: Ask) -> dict[Kind, Part]:
@@ -89,43 +103,46 @@ class Predictor:
             )
         return parts
 
-    async def _answer_text(self, ask: Ask, text: str, parts: dict[Kind, Part], flow: Hashable) -> Answer:
+    async def _answer_text(self, ask: Ask, text: str, parts: dict[Kind, Part], caller: _Caller) -> Answer:
         if "textual" not in parts or ("visual" in parts and not ask.either):
             raise BadInput(
                 "A text was sent, but the task needs an image: send the field image with the picture's bytes."
             )
         if "detection" in parts or "recognition" in parts:
             raise BadInput("A text was sent, but faces need an image: ask for them in a request with a picture.")
-        async with self._shelf.use(parts["textual"]) as textual:
+        async with AsyncExitStack() as stack:
+            with caller.watch.phase("wait"):
+                textual = await stack.enter_async_context(self._shelf.use(parts["textual"]))
             textual.scheduler.check_room(textual.queue, ahead=0)
-            item = await asyncio.get_running_loop().run_in_executor(
-                self._text_pool, textual.model.prepare, text, ask.language
-            )
-            return Answer(embedding=await _submit(textual, item, flow))
+            work = _timed(caller.watch, "prepare", textual.model.prepare, text, ask.language)
+            item = await asyncio.get_running_loop().run_in_executor(self._text_pool, work)
+            return Answer(embedding=await _submit(textual, item, caller))
 
-    async def _answer_image(self, ask: Ask, image: bytes, parts: dict[Kind, Part], flow: Hashable) -> Answer:
+    async def _answer_image(self, ask: Ask, image: bytes, parts: dict[Kind, Part], caller: _Caller) -> Answer:
         if "textual" in parts and not ask.either:
             raise BadInput("An image was sent, but the task clip.textual needs a text: send the field text alone.")
         if "recognition" in parts and "detection" not in parts:
             raise BadInput("facial-recognition.recognition needs facial-recognition.detection in the same request.")
-        header = await self._picture_work(flow, images.probe, image, self._rules.max_pixels)
+        header = await self._picture_work(caller, "decode", images.probe, image, self._rules.max_pixels)
         async with AsyncExitStack() as stack:
-            models = await self._models(stack, image, header, parts, flow)
+            models = await self._models(stack, image, header, parts, caller)
             for loaded in models.values():
                 loaded.scheduler.check_room(loaded.queue, ahead=self._pixels.waiting)
             if models.keys() == {"visual"}:
-                vector = await self._undecoded(models["visual"], image, header, flow)
+                vector = await self._undecoded(models["visual"], image, header, caller)
                 if vector is not None:
                     return Answer((header.width, header.height), vector)
-            async with self._pixels.hold(header.width * header.height, flow):
-                picture, size, items = await self._picture_work(flow, self._prepare, image, models, ask.min_score)
+            async with self._room(header, caller):
+                picture, size, items = await self._picture_work(
+                    caller, None, self._prepare, image, models, ask.min_score, caller.watch
+                )
                 embedding: asyncio.Future[Any] | None = None
                 try:
                     if "visual" in models:
-                        embedding = _submit(models["visual"], items["visual"], flow)
+                        embedding = _submit(models["visual"], items["visual"], caller)
                     faces = None
                     if "detection" in models:
-                        faces = await self._faces(models, picture, items["detection"], flow)
+                        faces = await self._faces(models, picture, items["detection"], caller)
                     del picture, items  # a picture need not stay in memory while its vector waits in a queue
                 except BaseException:
                     if embedding is not None:
@@ -134,65 +151,95 @@ class Predictor:
             return Answer(size, None if embedding is None else await embedding, faces)
 
     async def _models(
-        self, stack: AsyncExitStack, image: bytes, header: Header, parts: dict[Kind, Part], flow: Hashable
+        self, stack: AsyncExitStack, image: bytes, header: Header, parts: dict[Kind, Part], caller: _Caller
     ) -> dict[Kind, Loaded]:
         try:
-            return {
-                kind: await stack.enter_async_context(self._shelf.use(part))
-                for kind, part in parts.items()
-                if kind != "textual"
-            }
+            with caller.watch.phase("wait"):
+                return {
+                    kind: await stack.enter_async_context(self._shelf.use(part))
+                    for kind, part in parts.items()
+                    if kind != "textual"
+                }
         except (WeightsMissing, WeightsBroken, EngineMissing, BuildFailed, ArtefactBroken):
             # A picture that cannot be decoded is the client's error whether there is a model or not.
-            async with self._pixels.hold(header.width * header.height, flow):
-                await self._picture_work(flow, images.decode, image, self._rules.max_pixels)
+            async with self._room(header, caller):
+                await self._picture_work(caller, "decode", images.decode, image, self._rules.max_pixels)
             raise
 
-    async def _undecoded(self, visual: Loaded, image: bytes, header: Header, flow: Hashable) -> Any:
+    @asynccontextmanager
+    async def _room(self, header: Header, caller: _Caller) -> AsyncIterator[None]:
+        """Wait for room for a decoded picture, and hold it for the time of the block."""
+        async with AsyncExitStack() as stack:
+            with caller.watch.phase("wait"):
+                await stack.enter_async_context(self._pixels.hold(header.width * header.height, caller.flow))
+            yield
+
+    async def _undecoded(self, visual: Loaded, image: bytes, header: Header, caller: _Caller) -> Any:
         """Return the vector of a picture that the model takes as it came, None if it does not or cannot read it."""
         if self._rules.exif or not visual.model.takes_jpeg(header, image):
             return None
         weight = header.width * header.height  # bounds what is decoded for one batch
-        return await _submit(visual, np.frombuffer(image, np.uint8), flow, weight=weight)
+        return await _submit(visual, np.frombuffer(image, np.uint8), caller, weight=weight)
 
     def _prepare(
-        self, image: bytes, models: dict[Kind, Loaded], min_score: float
+        self, image: bytes, models: dict[Kind, Loaded], min_score: float, watch: Stopwatch
     ) -> tuple[Pixels, Size, dict[Kind, Any]]:
         """Decode once and prepare for all models; runs in a worker thread."""
         # Boxes of faces are in pixels of the picture as sent, so that it is decoded in full for them.
         enough = 0 if "detection" in models else max(loaded.model.enough_pixels for loaded in models.values())
-        picture, size = images.reduced(image, self._rules.max_pixels, enough, self._rules.exif)
+        with watch.phase("decode"):
+            picture, size = images.reduced(image, self._rules.max_pixels, enough, self._rules.exif)
+        watch.pixels += picture.shape[0] * picture.shape[1]
         items: dict[Kind, Any] = {}
-        if "visual" in models:
-            items["visual"] = models["visual"].model.prepare(picture)
-        if "detection" in models:
-            items["detection"] = models["detection"].model.prepare(picture, min_score)
+        with watch.phase("prepare"):
+            if "visual" in models:
+                items["visual"] = models["visual"].model.prepare(picture)
+            if "detection" in models:
+                items["detection"] = models["detection"].model.prepare(picture, min_score)
         return picture, size, items
 
-    async def _faces(self, models: dict[Kind, Loaded], picture: Pixels, item: Any, flow: Hashable) -> list[Face]:
-        found = await _submit(models["detection"], item, flow, weight=item.weight)
+    async def _faces(self, models: dict[Kind, Loaded], picture: Pixels, item: Any, caller: _Caller) -> list[Face]:
+        found = await _submit(models["detection"], item, caller, weight=item.weight)
         if "recognition" not in models:
             return [Face(box, score, None) for box, score in zip(found.boxes, found.scores, strict=True)]
         if not len(found.boxes):
             return []
         recogniser = models["recognition"]
-        crops = await self._picture_work(flow, recogniser.model.crops, picture, found.boxes)
-        embeddings = await asyncio.gather(*(_submit(recogniser, crop, flow, accepted=True) for crop in crops))
+        crops = await self._picture_work(caller, "prepare", recogniser.model.crops, picture, found.boxes)
+        embeddings = await asyncio.gather(*(_submit(recogniser, crop, caller, accepted=True) for crop in crops))
         return [
             Face(box, score, embedding)
             for box, score, embedding in zip(found.boxes, found.scores, embeddings, strict=True)
         ]
 
-    async def _picture_work(self, flow: Hashable, function: Callable[..., T], *args: Any) -> T:
-        """Run `function` in a picture thread when it is this flow's turn."""
-        await self._picture_turns.acquire(1, flow)
-        work = asyncio.get_running_loop().run_in_executor(self._picture_pool, function, *args)
+    async def _picture_work(self, caller: _Caller, phase: Phase | None, function: Callable[..., T], *args: Any) -> T:
+        """Run `function` in a picture thread when it is this caller's turn; None if it notes its phases itself."""
+        with caller.watch.phase("wait"):
+            await self._picture_turns.acquire(1, caller.flow)
+        timed = _timed(caller.watch, phase, function, *args)
+        work = asyncio.get_running_loop().run_in_executor(self._picture_pool, timed)
         # Given back by the work and not by this coroutine: who hangs up leaves a thread that is busy for a while.
         work.add_done_callback(lambda _: self._picture_turns.release(1))
         return await asyncio.shield(work)
 
 
 def _submit(
-    loaded: Loaded, item: Any, flow: Hashable, *, weight: int = 1, accepted: bool = False
+    loaded: Loaded, item: Any, caller: _Caller, *, weight: int = 1, accepted: bool = False
 ) -> "asyncio.Future[Any]":
-    return loaded.scheduler.submit(loaded.queue, item, flow=flow, weight=weight, accepted=accepted)
+    return loaded.scheduler.submit(
+        loaded.queue, item, flow=caller.flow, weight=weight, accepted=accepted, rider=caller.watch
+    )
+
+
+def _timed(watch: Stopwatch, phase: Phase | None, function: Callable[..., T], *args: Any) -> Callable[[], T]:
+    """Return what to run in a thread: it notes how long it waited for the thread, and its own time as `phase`."""
+    asked = time.perf_counter()
+
+    def work() -> T:
+        watch.note("wait", asked, time.perf_counter())
+        if phase is None:
+            return function(*args)
+        with watch.phase(phase):
+            return function(*args)
+
+    return work

@@ -5,10 +5,13 @@ Knows neither threads nor the event loop: the scheduler of batcher.py calls ever
 
 import asyncio
 import enum
+import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from server.observer import Cut, Dropped, Observer, Refused, Rider
 
 FILL = 0.75  # a batch that fills this share of its bucket is padded rather than cut down to the bucket below
 
@@ -59,7 +62,9 @@ class Waiter:
     item: Any
     future: "asyncio.Future[Any]"
     weight: int
+    rider: Rider | None = None
     waits: bool = True
+    queued: float = field(default_factory=time.perf_counter)  # seconds
 
 
 def cut_size(waiting: int, buckets: Sequence[int]) -> int:
@@ -75,13 +80,17 @@ def cut_size(waiting: int, buckets: Sequence[int]) -> int:
 class Queue:
     """The items that wait for one model, in turn between flows; made by `Scheduler.add`."""
 
-    def __init__(self, models: Sequence[BatchModel], name: str, lane: Lane, limits: Limits) -> None:
+    def __init__(self, models: Sequence[BatchModel], name: str, lane: Lane, limits: Limits, observer: Observer) -> None:
         self.models = tuple(models)  # replicas, one for each device
+        self.observer = observer
         self.name = name
         self.lane = lane
         self.items = 0  # that wait
         self.weight = 0
         self.removed = False
+        self.successes = 0  # batches of which at least one item came out
+        self.failures = 0  # batches in a row of which none did
+        self.last_error = ""
         self._limits = limits
         self._flows: OrderedDict[Hashable, deque[Waiter]] = OrderedDict()
         self._seconds_per_item = 0.0  # moving average over batches
@@ -97,12 +106,16 @@ class Queue:
         waiting = self.items + ahead
         seconds = waiting * self._seconds_per_item / len(self.models)
         # One item alone is always let in, however heavy: it would never be served otherwise.
-        if waiting and (
-            waiting >= self._limits.items
-            or self.weight + weight > self._limits.weight
-            or seconds > self._limits.seconds
-        ):
+        if waiting and (reason := self._excess(waiting, self.weight + weight, seconds)) is not None:
+            self.observer.refused(reason)
             raise Full(self.name, max(1.0, seconds))
+
+    def _excess(self, items: int, weight: int, seconds: float) -> Refused | None:
+        if items >= self._limits.items:
+            return "items"
+        if weight > self._limits.weight:
+            return "weight"
+        return "seconds" if seconds > self._limits.seconds else None
 
     def is_full_batch(self, replica: int) -> bool:
         """Whether what waits fills the replica's largest batch, so that waiting longer gains nothing."""
@@ -110,19 +123,27 @@ class Queue:
 
     def cut(self, replica: int) -> list[Waiter]:
         """Take the items of the replica's next batch, one of each flow in turn; empty if nobody waits here."""
+        if not self.items:
+            return []
         batch: list[Waiter] = []
         weight = 0
-        size = cut_size(self.items, self.models[replica].buckets) if self.items else 0
+        buckets = self.models[replica].buckets
+        size = cut_size(self.items, buckets)
+        reason: Cut = "full" if size == buckets[-1] else "bucket" if size < self.items else "all"
         while len(batch) < size:
             head = self._head()
             if batch and weight + head.weight > self._limits.batch_weight:
+                reason = "weight"
                 break
             batch.append(self._pop())
             weight += head.weight
+        self.observer.cut(len(batch), reason)
         return batch
 
-    def drain(self) -> list[Waiter]:
-        """Take everything."""
+    def drain(self, reason: Dropped) -> list[Waiter]:
+        """Take everything, since it is not going to be computed."""
+        if self.items:
+            self.observer.dropped(self.items, reason)
         return [self._pop() for _ in range(self.items)]
 
     def drop(self, waiter: Waiter) -> None:
@@ -130,9 +151,17 @@ class Queue:
         if waiter.waits:
             self._leave(waiter)
             waiter.item = None
+            self.observer.dropped(1, "hung_up")
 
-    def note_batch(self, seconds: float, items: int) -> None:
-        """Remember how long a batch took, for the estimate in Full."""
+    def note_batch(self, seconds: float, items: int, errors: Sequence[Exception]) -> None:
+        """Remember how long a batch took, for the estimate in Full, and whether the model still computes anything."""
+        self.observer.ran(seconds, errors)
+        if len(errors) < items:
+            self.successes += 1
+            self.failures = 0
+        else:
+            self.failures += 1
+            self.last_error = f"{type(errors[-1]).__name__}: {errors[-1]}"
         per_item = seconds / items
         self._seconds_per_item = 0.8 * self._seconds_per_item + 0.2 * per_item if self._seconds_per_item else per_item
 

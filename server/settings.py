@@ -72,6 +72,23 @@ class Settings(BaseSettings):
     log_level: Literal["verbose", "debug", "log", "info", "warn", "warning", "error", "fatal", "critical"] = Field(
         "info", validation_alias=AliasChoices("IMMICH_LOG_LEVEL"), description="Least level that is logged."
     )
+    log_format: Literal["auto", "human", "json"] = Field(
+        "auto", description="`auto` logs for people on a terminal, and JSON lines everywhere else."
+    )
+    slow_request_s: float = Field(
+        10, ge=0, description="Seconds after which an answer is logged as slow, with where the time went; 0 is never."
+    )
+    tracing: str = Field(
+        "",
+        description="Where traces of OpenTelemetry go by OTLP over HTTP, for example `http://localhost:4318`; "
+        "empty is nowhere.",
+    )
+    proof_s: float = Field(
+        60,
+        ge=0,
+        description="Seconds without work after which a model computes a small input, to see that it still can; "
+        "0 is never.",
+    )
     cache_folder: Path = Field(Path("~/.cache/facet"), description="Where weights and engines are kept.")
     model_ttl: float = Field(
         300,

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from engines.catalog import Clip, Face
 from engines.model import Kind, Model
 from server.batcher import Scheduler
+from server.observer import Observer
 from server.queue import Lane, Limits, Queue
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,15 @@ class Part:
         return f"{self.entry.name} ({self.kind})"
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A small input that was computed to see whether a model works: when, by time.monotonic, and why it failed."""
+
+    at: float
+    failure: str = ""
+    successes: int = 0  # batches of its queue that had succeeded when it failed
+
+
 @dataclass(slots=True, eq=False)
 class Loaded:
     """A model in memory, with its place on its devices. All but `part` may change while it is in use: see `swap`."""
@@ -45,6 +55,7 @@ class Loaded:
     queue: Queue
     scheduler: Scheduler
     last_used: float = field(default_factory=time.monotonic)
+    proof: Proof | None = None  # the last one
 
     @property
     def model(self) -> Any:
@@ -67,14 +78,19 @@ class Shelf:
         *,
         limits: Callable[[Part], Limits] = lambda part: Limits(),
         placed: Callable[[Loaded], None] = lambda loaded: None,
+        observe: Callable[[Part], Observer] = lambda part: Observer(),
         ttl: float = 0,
         budget: int = 0,
     ) -> None:
-        """`ttl` in seconds and `budget` in bytes of weights; 0 is no limit. `placed` is told of whatever was loaded."""
+        """`ttl` in seconds and `budget` in bytes of weights; 0 is no limit. `placed` is told of whatever was loaded.
+
+        `observe` returns who is told what becomes of a part's queue.
+        """
         self._load = load
         self._release = release
         self._limits = limits
         self._placed = placed
+        self._observe = observe
         self._ttl = ttl
         self._budget = budget
         self._loading: dict[Part, asyncio.Task[Loaded]] = {}
@@ -164,7 +180,8 @@ class Shelf:
             self._schedulers[name] = Scheduler(name, len(models))
             self._schedulers[name].start()
         lane = Lane.INTERACTIVE if part.kind == "textual" else Lane.BULK
-        return self._schedulers[name].add(models, str(part), lane, self._limits(part)), self._schedulers[name]
+        queue = self._schedulers[name].add(models, str(part), lane, self._limits(part), self._observe(part))
+        return queue, self._schedulers[name]
 
     async def swap(self, part: Part, models: Sequence[Model]) -> bool:
         """Let `models` take the place of those of a part, while requests go on; return whether it was in memory.
@@ -180,6 +197,7 @@ class Shelf:
         if not stays:
             loaded.queue, loaded.scheduler = self._queue(part, new)
         loaded.models = new
+        queue.observer.swapped()
         await (scheduler.replace(queue, new) if stays else scheduler.run_dry(queue))
         for leaving in self._over_budget(part) if self._budget else ():
             self._take_out(leaving)

@@ -124,9 +124,12 @@ class FakeEngines:
     def release(self) -> None:
         self.released += 1
 
+    def gpu_bytes(self) -> dict[str, dict[str, int]]:
+        return {"fake:0": {"total": 100, "used": 60}}
+
 
 def fake_app(engines: FakeEngines, **settings: Any) -> web.Application:
-    return create_app(Settings(**settings), engines.load, engines.release, engines.warm_up)
+    return create_app(Settings(**settings), engines.load, engines.release, engines.warm_up, gpu_bytes=engines.gpu_bytes)
 
 
 @asynccontextmanager

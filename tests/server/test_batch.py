@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.batch import Batch, WrongCount, deliver, fail
+from server.observer import Observer
 from server.queue import Lane, Limits, Queue, Waiter
 
 
@@ -31,7 +32,7 @@ class Model:
 def batch(items: list[int], model: Model) -> Batch:
     loop = asyncio.get_running_loop()
     waiters = [Waiter(item, loop.create_future(), 1) for item in items]
-    return Batch(Queue([model], "model", Lane.BULK, Limits()), model, waiters, items)
+    return Batch(Queue([model], "model", Lane.BULK, Limits(), Observer()), model, waiters, items)
 
 
 async def test_what_was_collated_ahead_is_run_as_it_is() -> None:
@@ -62,7 +63,7 @@ async def test_outcomes_reach_those_who_still_wait() -> None:
     one = batch([1, 2, 3], Model())
     first, second, third = (waiter.future for waiter in one.waiters)
     second.cancel()
-    deliver(one.waiters, [("a", None), ("b", None), (None, ValueError("no"))])
+    deliver(one.waiters, [("a", None), ("b", None), (None, ValueError("no"))], 0.0, 1.0)
     assert (first.result(), second.cancelled()) == ("a", True)
     with pytest.raises(ValueError, match="no"):
         third.result()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.observer import Cut, Dropped, Observer, Refused
 from server.queue import Full, Lane, Limits, Queue, Waiter, cut_size
 
 
@@ -24,10 +25,29 @@ async def loop() -> asyncio.AbstractEventLoop:
     return asyncio.get_running_loop()
 
 
-def queue(limits: Limits | None = None, buckets: tuple[int, ...] = Model.buckets) -> Queue:
+class Listener(Observer):
+    def __init__(self) -> None:
+        self.heard: list[tuple[object, ...]] = []
+
+    def refused(self, reason: Refused) -> None:
+        self.heard.append(("refused", reason))
+
+    def dropped(self, items: int, reason: Dropped) -> None:
+        self.heard.append(("dropped", items, reason))
+
+    def cut(self, items: int, reason: Cut) -> None:
+        self.heard.append(("cut", items, reason))
+
+    def ran(self, seconds: float, errors: Sequence[Exception]) -> None:
+        self.heard.append(("ran", seconds, [str(error) for error in errors]))
+
+
+def queue(
+    limits: Limits | None = None, buckets: tuple[int, ...] = Model.buckets, observer: Observer | None = None
+) -> Queue:
     model = Model()
     model.buckets = buckets
-    return Queue([model], "model", Lane.BULK, limits or Limits())
+    return Queue([model], "model", Lane.BULK, limits or Limits(), observer or Observer())
 
 
 def push(q: Queue, loop: asyncio.AbstractEventLoop, item: Any, flow: str = "a", weight: int = 1) -> Waiter:
@@ -124,7 +144,7 @@ async def test_room_ends_by_count_and_says_when_to_come_again(loop: asyncio.Abst
     for item in range(4):
         q.check_room(1)
         push(q, loop, item)
-    q.note_batch(seconds=20.0, items=2)
+    q.note_batch(seconds=20.0, items=2, errors=[])
     with pytest.raises(Full) as full:
         q.check_room(1)
     assert full.value.retry_after == pytest.approx(40.0)
@@ -146,12 +166,12 @@ async def test_dropped_items_make_room(loop: asyncio.AbstractEventLoop) -> None:
     q.drop(waiters[1])
     q.drop(waiters[3])
     q.check_room(2)
-    assert [waiter.item for waiter in q.drain()] == [0, 2]
+    assert [waiter.item for waiter in q.drain("closed")] == [0, 2]
 
 
 async def test_what_could_not_be_answered_in_time_is_refused(loop: asyncio.AbstractEventLoop) -> None:
     q = queue(Limits(seconds=100))
-    q.note_batch(seconds=30.0, items=1)
+    q.note_batch(seconds=30.0, items=1, errors=[])
     for item in range(3):
         q.check_room(1)
         push(q, loop, item)
@@ -165,9 +185,77 @@ async def test_the_estimate_follows_the_last_batches(loop: asyncio.AbstractEvent
     q = queue(Limits(items=1))
     push(q, loop, 0)
     for _ in range(60):
-        q.note_batch(seconds=8.0, items=2)
+        q.note_batch(seconds=8.0, items=2, errors=[])
     for _ in range(60):
-        q.note_batch(seconds=100.0, items=2)
+        q.note_batch(seconds=100.0, items=2, errors=[])
     with pytest.raises(Full) as full:
         q.check_room(1)
     assert full.value.retry_after == pytest.approx(50.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "cuts"),
+    [
+        (8, [(8, "full")]),
+        (5, [(4, "bucket"), (1, "all")]),
+        (3, [(3, "all")]),
+        (17, [(8, "full"), (8, "full"), (1, "all")]),
+    ],
+)
+async def test_the_reason_of_each_cut_is_told(
+    loop: asyncio.AbstractEventLoop, waiting: int, cuts: list[tuple[int, str]]
+) -> None:
+    listener = Listener()
+    q = queue(observer=listener)
+    for item in range(waiting):
+        push(q, loop, item)
+    while q.items:
+        q.cut(0)
+    assert q.cut(0) == []
+    assert listener.heard == [("cut", *cut) for cut in cuts]
+
+
+async def test_a_batch_that_would_be_too_heavy_is_told_as_cut_by_weight(loop: asyncio.AbstractEventLoop) -> None:
+    listener = Listener()
+    q = queue(Limits(batch_weight=10), observer=listener)
+    for item in range(2):
+        push(q, loop, item, weight=7)
+    assert len(q.cut(0)) == 1
+    assert listener.heard == [("cut", 1, "weight")]
+
+
+async def test_what_is_refused_and_dropped_is_told_with_the_reason(loop: asyncio.AbstractEventLoop) -> None:
+    listener = Listener()
+    q = queue(Limits(items=2, weight=10, seconds=5), observer=listener)
+    first = push(q, loop, 0, weight=4)
+    with pytest.raises(Full):
+        q.check_room(weight=8)
+    push(q, loop, 1)
+    with pytest.raises(Full):
+        q.check_room(weight=1)
+    q.drop(first)
+    q.drop(first)
+    q.note_batch(seconds=20.0, items=1, errors=[])
+    with pytest.raises(Full):
+        q.check_room(weight=1)
+    q.drain("unloaded")
+    q.drain("closed")
+    assert listener.heard == [
+        ("refused", "weight"),
+        ("refused", "items"),
+        ("dropped", 1, "hung_up"),
+        ("ran", 20.0, []),
+        ("refused", "seconds"),
+        ("dropped", 1, "unloaded"),
+    ]
+
+
+async def test_batches_that_fail_in_a_row_are_counted_until_one_item_comes_out() -> None:
+    listener = Listener()
+    q = queue(observer=listener)
+    for _ in range(2):
+        q.note_batch(1.0, 2, [ValueError("a"), ValueError("b")])
+    assert (q.failures, q.successes, q.last_error) == (2, 0, "ValueError: b")
+    q.note_batch(1.0, 2, [ValueError("a")])
+    assert (q.failures, q.successes) == (0, 1)
+    assert listener.heard[-1] == ("ran", 1.0, ["a"])
