@@ -1,18 +1,20 @@
-"""python -m scripts.docs: write the tables of the README that are made from the code.
+"""python -m scripts.docs: write the tables of the README and of docs/metrics.md that are made from the code.
 
 A table stands between two comments, `<!-- name -->` and `<!-- end name -->`; a test holds them against the code.
 """
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from engines import catalog
+from server.metrics import METRICS
 from server.settings import REPLACED, Settings, variable
 
 README = Path(__file__).parents[1] / "README.md"
+METRICS_PAGE = README.parent / "docs" / "metrics.md"
 
 
 def settings_table() -> str:
@@ -49,27 +51,39 @@ def models_table() -> str:
     return "\n".join(rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def metrics_table() -> str:
+    """Return all metrics as a table."""
+    rows = ["| metric | type | labels | what it says |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |")
+    return "\n".join(rows)
+
+
+Tables = Mapping[str, Callable[[], str]]
+TABLES: Tables = {
     "settings": settings_table,
     "replaced settings": replaced_table,
     "models": models_table,
 }
+METRICS_TABLES: Tables = {"metrics": metrics_table}
 
 
-def with_tables(text: str) -> str:
-    """Return `text` with every table made anew; ValueError where one has no place in it."""
-    for name, table in TABLES.items():
+def with_tables(text: str, tables: Tables = TABLES) -> str:
+    """Return `text` with each of `tables` made anew; ValueError where one has no place in it."""
+    for name, table in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not place.search(text):
-            raise ValueError(f"{README.name} has no place for the table: <!-- {name} --> … <!-- end {name} -->")
+            raise ValueError(f"there is no place for the table: <!-- {name} --> … <!-- end {name} -->")
         text = place.sub(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
     return text
 
 
 def main() -> None:
     """Write the tables."""
-    argparse.ArgumentParser(description="Write the tables of the README that are made from the code.").parse_args()
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    argparse.ArgumentParser(description="Write the tables of the documents that are made from the code.").parse_args()
+    for path, tables in ((README, TABLES), (METRICS_PAGE, METRICS_TABLES)):
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from server.observer import CUTS, DROPS, REFUSALS, Cut, Dropped, Observer, Refused
@@ -55,20 +55,20 @@ BATCH_SECONDS = Metric("facet_batch_seconds", "histogram", "Seconds of a batch o
 BATCHES = Metric(
     "facet_batches_total",
     "counter",
-    "Batches by why they were cut: the largest was full, the next input too heavy (weight), a smaller bucket full, or "
-    "all that waited.",
+    "Batches by why they were cut: `full` is the largest there is, `weight` that the next input was too heavy, `bucket` "
+    "a smaller size that is well filled, `all` that nothing was left.",
     (*_PART, "reason"),
 )
 DROPPED = Metric(
     "facet_items_dropped_total",
     "counter",
-    "Inputs that were not computed: their client hung up, their model was unloaded, or its device was closed.",
+    "Inputs that were not computed: `hung_up` is their client, `unloaded` their model, `closed` its device.",
     (*_PART, "reason"),
 )
 REFUSED = Metric(
     "facet_items_refused_total",
     "counter",
-    "Inputs turned away from a full queue: too many items, too much weight, too many seconds of work.",
+    "Inputs turned away from a full queue: too many `items`, too much `weight`, too many `seconds` of work.",
     (*_PART, "reason"),
 )
 FAILED = Metric(
@@ -80,23 +80,30 @@ MODEL_BYTES = Metric(
     "Bytes of the weights of a model in memory, on all its devices.",
     (*_PART, "device", "engine", "precision"),
 )
-LOADS = Metric("facet_model_loads_total", "counter", "Models loaded, or not.", (*_PART, "outcome"))
+LOADS = Metric(
+    "facet_model_loads_total", "counter", "Models that were `loaded`, or `failed` to be.", (*_PART, "outcome")
+)
 SWAPS = Metric(
     "facet_engine_swaps_total", "counter", "Engines that took the place of another while the model was in use.", _PART
 )
-DOWNLOADS = Metric("facet_downloads_total", "counter", "Files of weights that were fetched, or not.", ("outcome",))
+DOWNLOADS = Metric(
+    "facet_downloads_total", "counter", "Files of weights that were `fetched`, or `failed`.", ("outcome",)
+)
 DOWNLOAD_BYTES = Metric("facet_download_bytes_total", "counter", "Bytes of weights that came.")
 PIXELS = Metric("facet_decoded_pixels_total", "counter", "Pixels decoded by the processor.")
 PIXELS_HELD = Metric("facet_decoded_pixels_held", "gauge", "Pixels held decoded now.")
 PICTURES_WAITING = Metric("facet_pictures_waiting", "gauge", "Pictures that wait for room to be decoded.")
 READY = Metric("facet_ready", "gauge", "Whether /health/ready says yes.")
 PROOFS = Metric(
-    "facet_proofs_total", "counter", "Small forwards by which an idle model proved itself, or did not.", ("outcome",)
+    "facet_proofs_total",
+    "counter",
+    "Small inputs by which a model proved itself (`passed`), or did not (`failed`).",
+    ("outcome",),
 )
 GPU_MEMORY = Metric(
     "facet_gpu_memory_bytes",
     "gauge",
-    "Memory of a GPU: total, used by all processes, reserved by this one, allocated to its tensors.",
+    "Memory of a GPU: `total`, `used` by all processes, `reserved` by this one, `allocated` to its tensors.",
     ("device", "state"),
 )
 METRICS = (
@@ -132,6 +139,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self.registry)
         self._requests = self._counter(REQUESTS)
         self._request_seconds = self._histogram(REQUEST_SECONDS, SECONDS)
         self._cancelled = self._counter(CANCELLED)

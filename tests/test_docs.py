@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.docs import README, TABLES, with_tables
+from scripts.docs import METRICS_PAGE, METRICS_TABLES, README, TABLES, with_tables
 from server.settings import REPLACED, Settings, variable
 from tests.server.fakes import FakeEngines, fake_app
 
@@ -17,6 +17,11 @@ DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 def test_the_tables_of_the_readme_are_those_of_the_code() -> None:
     assert with_tables(TEXT) == TEXT, "run python -m scripts.docs"
+
+
+def test_the_page_of_metrics_lists_those_of_the_code() -> None:
+    text = METRICS_PAGE.read_text(encoding="utf-8")
+    assert with_tables(text, METRICS_TABLES) == text, "run python -m scripts.docs"
 
 
 def test_a_readme_without_a_place_for_a_table_is_refused() -> None:
@@ -33,7 +38,7 @@ def test_what_was_measured_comes_with_its_command() -> None:
 
 
 def test_every_table_has_rows() -> None:
-    assert all(table().count("\n") > 3 for table in TABLES.values())
+    assert all(table().count("\n") > 3 for table in (*TABLES.values(), *METRICS_TABLES.values()))
 
 
 def test_the_readme_lists_every_route_and_no_other() -> None:
