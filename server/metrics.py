@@ -55,8 +55,8 @@ BATCH_SECONDS = Metric("facet_batch_seconds", "histogram", "Seconds of a batch o
 BATCHES = Metric(
     "facet_batches_total",
     "counter",
-    "Batches by why they were cut: `full` is the largest there is, `weight` that the next input was too heavy, `bucket` "
-    "a smaller size that is well filled, `all` that nothing was left.",
+    "Batches by why they were cut: `full` is the largest there is, `weight` that the next input was too heavy, "
+    "`bucket` a smaller size that is well filled, `all` that nothing was left.",
     (*_PART, "reason"),
 )
 DROPPED = Metric(

@@ -6,6 +6,7 @@ them. What else there is to set, from headers to sampling, the SDK takes from it
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,9 @@ def set_up(endpoint: str) -> Tracing:
     # To instrument sets up the globals of its module, which its middleware needs; and it puts a class of its own in the
     # place of web.Application, which would trace every application of the process, so that is taken back at once.
     instrumentor = aiohttp_server.AioHttpServerInstrumentor()
-    instrumentor.instrument(tracer_provider=provider)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that class inherits, which aiohttp discourages
+        instrumentor.instrument(tracer_provider=provider)
     instrumentor.uninstrument()
     requests = aiohttp_server.create_aiohttp_middleware(tracer_provider=provider)
     return Tracing((requests, phases(provider.get_tracer("facet"), trace.get_current_span)), provider.shutdown)

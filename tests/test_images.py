@@ -206,7 +206,8 @@ def test_what_is_installed_is_pinned_within_the_ranges(name: str) -> None:
     file = dockerfile(name)
     runs = " ".join(file.values("RUN"))
     extras = setup()["options.extras_require"]
-    wanted = requirements(setup()["options"]["install_requires"])
+    wanted = requirements(setup()["options"]["install_requires"]) + requirements(extras["tracing"])
+    assert re.search(r"extras=openvino,tracing |\.\[tracing\]", runs)
     if "extras=openvino" in runs:
         wanted += requirements(extras["openvino"])
     for requirement in wanted:
@@ -217,10 +218,11 @@ def test_what_is_installed_is_pinned_within_the_ranges(name: str) -> None:
 
 def test_the_image_for_ipex_has_the_torch_that_it_needs() -> None:
     runs = " ".join(dockerfile("Dockerfile.cpu").values("RUN"))
-    assert "extras=openvino,ipex; mv constraints-ipex.txt constraints.txt" in runs
+    assert "extras=openvino,tracing,ipex; mv constraints-ipex.txt constraints.txt" in runs
     extras = setup()["options.extras_require"]
     base = requirements(setup()["options"]["install_requires"])
-    for requirement in [*base, *requirements(extras["openvino"]), *requirements(extras["ipex"])]:
+    named = (requirement for extra in ("openvino", "tracing", "ipex") for requirement in requirements(extras[extra]))
+    for requirement in [*base, *named]:
         assert pins("constraints-ipex.txt")[plain(requirement.name)] in requirement.specifier, requirement
 
 
@@ -240,7 +242,10 @@ def test_tensorrt_goes_with_the_torch_and_the_cuda_of_the_constraints() -> None:
 
 def test_what_the_images_run_needs_only_what_they_install() -> None:
     extras = setup()["options.extras_require"]
-    texts = [setup()["options"]["install_requires"], *(extras[extra] for extra in ("cuda", "openvino", "ipex"))]
+    texts = [
+        setup()["options"]["install_requires"],
+        *(extras[extra] for extra in ("cuda", "openvino", "ipex", "tracing")),
+    ]
     installed = {plain(requirement.name) for text in texts for requirement in requirements(text)}
     ours = {"engines", "scripts", "server"}
     distributions = packages_distributions()

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import orjson
 import pytest
 
 from server.__main__ import listen
@@ -229,12 +230,38 @@ async def test_settings_without_effect_and_untrained_models_are_told_at_the_star
     assert "RANDOM WEIGHTS" in log
 
 
+async def test_where_there_is_no_terminal_every_line_of_the_log_is_json() -> None:
+    async with server(MACHINE_LEARNING_WORKERS="4", MACHINE_LEARNING_SLOW_REQUEST_S="0.001") as running:
+        assert await running.ask("slow 0.01") == 200
+        await running.end()
+    lines = [orjson.loads(line) for line in running.log]
+    assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
+    (slow,) = [line for line in lines if line["message"].startswith("slow: ")]
+    assert re.fullmatch("[0-9a-f]{16}", slow["request_id"])
+    assert slow["phases"]["run"] >= 0.01
+
+
+async def test_lines_for_people_can_be_had_without_a_terminal() -> None:
+    async with server(MACHINE_LEARNING_LOG_FORMAT="human") as running:
+        await running.end()
+    assert re.match(r"\d\d:\d\d:\d\d INFO     listening on ", running.log[0])
+
+
+async def test_a_collector_that_is_not_there_holds_nothing_up() -> None:
+    async with server(MACHINE_LEARNING_TRACING="http://127.0.0.1:9") as running:
+        assert await running.ask("hello") == 200
+        code, seconds = await running.end()
+    assert (code, seconds < 8) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
         ("IMMICH_PORT", "99999", "IMMICH_PORT is '99999'"),
         ("MACHINE_LEARNING_MIN_FACE", "tiny", "MACHINE_LEARNING_MIN_FACE is 'tiny'"),
         ("MACHINE_LEARNING_PRELOAD__CLIP__VISUAL", "ViT-B-33__openai", "ViT-B-32__openai"),
+        ("MACHINE_LEARNING_TRACING", "localhost:4318", "give the URL of a collector, such as http://localhost:4318"),
+        ("MACHINE_LEARNING_LOG_FORMAT", "xml", "MACHINE_LEARNING_LOG_FORMAT is 'xml'"),
     ],
 )
 def test_a_wrong_setting_ends_the_start_with_code_2_and_a_sentence(name: str, value: str, told: str) -> None:

@@ -38,7 +38,12 @@ def test_a_queue_tells_of_waiting_and_running() -> None:
 
 def test_threads_lose_no_interval() -> None:
     watch = Stopwatch()
-    threads = [threading.Thread(target=lambda: [watch.rode(0, 1, 2) for _ in range(500)]) for _ in range(8)]
+
+    def ride() -> None:
+        for _ in range(500):
+            watch.rode(0, 1, 2)
+
+    threads = [threading.Thread(target=ride) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
