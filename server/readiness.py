@@ -101,8 +101,8 @@ class Readiness:
         scheduler, queue = loaded.scheduler, loaded.queue
         ended = scheduler.ended
         try:
-            item, weight = await in_thread(lambda: sample(loaded), f"sample for {loaded.part}")
             async with asyncio.timeout(self._hangs_s):
+                item, weight = await in_thread(lambda: sample(loaded), f"sample for {loaded.part}")
                 await scheduler.submit(queue, item, flow=Readiness, weight=weight, accepted=True)
         except Closed:
             return  # it was unloaded, or the thread died, which shows by itself

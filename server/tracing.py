@@ -72,8 +72,9 @@ def phases(tracer: Any, current_span: Callable[[], Any]) -> Middleware:
         try:
             return await handler(request)
         finally:
-            if (visit := request.get(VISIT)) is not None:
-                current_span().set_attribute("request.id", visit.id)  # as in the log
+            visit, span = request.get(VISIT), current_span()
+            if visit is not None and span.is_recording():  # not left out by a rule or by sampling
+                span.set_attribute("request.id", visit.id)  # as in the log
                 _make_spans(tracer, visit.watch)
 
     return middleware

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engines import memory
 from engines.engine import BackendName
 from tests.gpu.conftest import Make
 from tests.gpu.networks import CASES, through
@@ -46,3 +47,11 @@ def test_a_thousand_batches_of_mixed_sizes_leave_memory_flat(
     assert torch.cuda.memory_allocated(device) <= allocated
     # A second block of a size may be needed while the first one's copy is under way.
     assert pinned() <= 2 * held
+
+
+def test_the_memory_of_the_gpu_in_use_is_told(device: torch.device) -> None:
+    before = memory.gpu_bytes().get(str(device), {"allocated": 0})
+    held = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
+    after = memory.gpu_bytes()[str(device)]
+    assert after["allocated"] - before["allocated"] >= held.numel()
+    assert after["allocated"] <= after["reserved"] <= after["used"] <= after["total"]
