@@ -19,7 +19,7 @@ from engines import catalog, progress
 from engines.errors import EngineError
 from engines.machine import cores
 from engines.model import Config, Model
-from server import wire
+from server import pages, wire
 from server.access import VISIT, observed
 from server.budget import Budget
 from server.builds import Builds, command
@@ -227,6 +227,7 @@ def create_app(
             web.get("/health/ready", ready),
             web.get("/models", models),
             web.get("/metrics", show_metrics),
+            *pages.routes(page=settings.page),
         ]
     )
     return app

@@ -220,6 +220,9 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         30, gt=0, description="Seconds without a byte after which a request's body is given up with 408."
     )
+    page: bool = Field(
+        True, description="Serve the page at `/app`, where a person tries photos in the browser; `/docs` stays either way."
+    )
     queue_items: int = Field(
         4096,
         gt=0,

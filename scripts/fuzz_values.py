@@ -1,0 +1,35 @@
+"""What random requests are made of beside random text: names of models and bytes of pictures, good and bad.
+
+Loaded by Schemathesis as its hooks (see scripts/fuzz_api.py). Without these nearly all requests would end at an unknown
+name or at bytes that are no picture, and nothing behind would ever be reached.
+"""
+
+import io
+
+import schemathesis
+from hypothesis import strategies as st
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+NAMES = ("demo", "demo", "demo", "/demo", "d.emo", "buffalo_l", "RN50::openai", "facenet-vggface2", "demoo", "../demo")
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> bytes:
+    """Draw a small picture of a random format and size: whole, cut off, or with a byte changed."""
+    size = draw(st.tuples(st.integers(1, 300), st.integers(1, 300)))
+    mode = draw(st.sampled_from(("RGB", "L")))
+    out = io.BytesIO()
+    Image.new(mode, size, draw(st.integers(0, 255))).save(out, draw(st.sampled_from(FORMATS)))
+    data = bytearray(out.getvalue())
+    damage = draw(st.sampled_from(("none", "none", "cut", "change")))
+    place = draw(st.integers(0, len(data) - 1))
+    if damage == "cut":
+        del data[place:]
+    elif damage == "change":
+        data[place] ^= draw(st.integers(1, 255))
+    return bytes(data)
+
+
+schemathesis.openapi.format("model-name", st.sampled_from(NAMES) | st.text(max_size=20))
+schemathesis.openapi.format("binary", pictures() | st.binary(max_size=200))

@@ -1,0 +1,25 @@
+// Reads the text of /metrics, in the format of Prometheus, as far as the chart needs it.
+
+const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
+const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
+
+// Returns [{name, labels, value}].
+export function parse(text) {
+  const samples = [];
+  for (const line of text.split("\n")) {
+    const match = line.startsWith("#") ? null : LINE.exec(line);
+    if (!match) continue;
+    const labels = Object.fromEntries([...(match[2] ?? "").matchAll(LABEL)].map((label) => [label[1], label[2]]));
+    samples.push({ name: match[1], labels, value: Number(match[3]) });
+  }
+  return samples;
+}
+
+// Returns {batches, inputs} since the server's start, over all models; null where no such metric is there.
+export function batches(samples) {
+  const total = (suffix) => samples.filter(({ name }) => name.endsWith(suffix));
+  const counts = total("batch_size_count");
+  if (!counts.length) return null;
+  const sum = (found) => found.reduce((all, { value }) => all + value, 0);
+  return { batches: sum(counts), inputs: sum(total("batch_size_sum")) };
+}

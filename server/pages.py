@@ -1,0 +1,72 @@
+"""What a browser is served: the page at /app, the documentation at /docs, and openapi.json that it is made from.
+
+Knows which files there are and the headers that keep a page to this server: it may load nothing from anywhere else,
+run nothing that does not lie in a file, and be shown in no frame. Does not know what the pages do.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+
+FOLDER = Path(__file__).parent / "page"
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob:",  # blob: is how a page shows what was dropped on it
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",  # no text becomes markup
+        "trusted-types 'none'",
+    )
+)
+HEADERS = {
+    "Cache-Control": "no-cache",  # another version of the server has other files under the same names
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def routes(*, page: bool) -> list[web.RouteDef]:
+    """Return the routes to what a browser is served; `page` says whether /app is there."""
+    described = [web.get("/openapi.json", partial(_file, path=FOLDER / "openapi.json")), *_page("docs")]
+    return [*described, *(_page("app") if page else [])]
+
+
+def files(name: str) -> dict[str, Path]:
+    """Return what the page `name` is made of beside its HTML, by the names in its addresses."""
+    parts = [path for folder in (name, "shared") for path in sorted((FOLDER / folder).iterdir())]
+    return {path.name: path for path in parts if path.suffix in TYPES and path.suffix != ".html"}
+
+
+def _page(name: str) -> list[web.RouteDef]:
+    return [
+        web.get(f"/{name}", partial(_file, path=FOLDER / name / "index.html")),
+        web.get(f"/{name}/{{file}}", partial(_part, parts=files(name))),
+    ]
+
+
+async def _part(request: web.Request, parts: Mapping[str, Path]) -> web.Response:
+    path = parts.get(request.match_info["file"])
+    if path is None:
+        raise web.HTTPNotFound
+    return await _file(request, path)
+
+
+async def _file(request: web.Request, path: Path) -> web.Response:
+    # Read each time: they are small, lie in the system's cache, and are asked for by people and not by programs.
+    return web.Response(body=path.read_bytes(), headers={**HEADERS, "Content-Type": TYPES[path.suffix]})
