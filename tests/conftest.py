@@ -7,6 +7,11 @@ import pytest
 from server.settings import PREFIX
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes the screenshots of docs/ anew."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="write screenshots of the page into this folder")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

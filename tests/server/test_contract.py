@@ -18,6 +18,7 @@ from scripts.scenes import photo as generated_photo
 from server.app import SHELF, Engines, create_app, engine_config
 from server.settings import Settings
 from tests.server.contract import CASES, body, check_shape, encode, multipart, photo, picture
+from tests.server.described import check_answer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -69,6 +70,7 @@ async def test_a_case_of_the_contract(client: Client, case: dict[str, Any]) -> N
     status, answer = await client.post(*body(case))
     allowed = case["status"] if isinstance(case["status"], list) else [case["status"]]
     assert status in allowed, answer
+    check_answer("post", "/predict", status, "application/json", answer)
     if status != 200:
         assert set(answer) == {"detail"}
         assert len(answer["detail"]) > 20

@@ -44,8 +44,8 @@ const OUTLINES = {
     [-0.3, -1], [0.3, -1], [0.3, -0.3], [1, -0.3], [1, 0.3], [0.3, 0.3],
     [0.3, 1], [-0.3, 1], [-0.3, 0.3], [-1, 0.3], [-1, -0.3], [-0.3, -0.3],
   ],
-  heart: Array.from({ length: 60 }, (_, i) => {
-    const t = (TURN * i) / 59;
+  heart: Array.from({ length: 120 }, (_, i) => {
+    const t = (TURN * i) / 119;
     const y = 13 * Math.cos(t) - 5 * Math.cos(2 * t) - 2 * Math.cos(3 * t) - Math.cos(4 * t);
     return [(16 * Math.sin(t) ** 3) / 17, -y / 17 - 0.1];
   }),
@@ -68,7 +68,7 @@ const FIRST = [
 ];
 const PEOPLE = [
   { skin: [238, 196, 168], hair: [92, 58, 34], long: true, iris: [70, 105, 140], width: 0.98 },
-  { skin: [168, 112, 78], hair: [28, 22, 20], long: false, iris: [58, 36, 22], width: 1.06 },
+  { skin: [154, 102, 70], hair: [28, 22, 20], long: false, iris: [58, 36, 22], width: 1.06 },
   { skin: [246, 212, 188], hair: [212, 168, 92], long: true, iris: [92, 128, 84], width: 0.9 },
   { skin: [214, 166, 128], hair: [104, 102, 106], long: false, iris: [64, 48, 36], width: 1.02, glasses: true },
 ];
