@@ -6,25 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, expect
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, Response, expect
 
 WAIT_MS = 60_000  # models are loaded by the first photo, on a busy machine
 
 
 class Tab:
-    """A page that is watched. `flying` and `most` count requests to /predict that are on their way."""
+    """A page that is watched. `flying` and `most` count requests to /predict that are on their way.
+
+    `refused` are the answers of 400 and above, like "503 /predict": a test that expects some takes them out.
+    """
 
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.address = address
         self.complaints: list[str] = []
         self.foreign: list[str] = []
+        self.refused: list[str] = []
         self.flying = 0
         self.most = 0
         page.set_default_timeout(WAIT_MS)
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", self._asked)
+        page.on("response", self._told)
         page.on("requestfinished", self._answered)
         page.on("requestfailed", self._answered)
 
@@ -42,6 +47,7 @@ class Tab:
         """Close it; fails if something was wrong on the way."""
         await self.page.context.close()
         assert self.foreign == []
+        assert self.refused == []
         assert self.complaints == []
 
     async def go(self, path: str) -> None:
@@ -94,7 +100,8 @@ class Tab:
         return answer["result"].get("value")
 
     def _heard(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        # What a server refuses is a complaint, too, for the browser; it is watched by itself.
+        if message.type in ("error", "warning") and "the server responded with a status" not in message.text:
             self.complaints.append(f"{message.text} ({message.location.get('url')})")
 
     def _asked(self, request: Request) -> None:
@@ -103,6 +110,10 @@ class Tab:
         if request.url.endswith("/predict"):
             self.flying += 1
             self.most = max(self.most, self.flying)
+
+    def _told(self, response: Response) -> None:
+        if response.status >= 400:
+            self.refused.append(f"{response.status} {response.url.removeprefix(self.address[:-1])}")
 
     def _answered(self, request: Request) -> None:
         if request.url.endswith("/predict"):

@@ -159,13 +159,13 @@ function setDistance(distance) {
 // Other models have other vectors: everything is looked at again.
 function change(models) {
   const otherFaces = models.face !== library.models.face;
-  library.models = models;
   library.stop();
-  narrow(null);
-  people.regroup([], people.groups.distance);
-  if (otherFaces) setDistance(panel.facesUntrained ? DISTANCE.untrained : DISTANCE.trained);
+  library.models = models;
   started = performance.now();
   library.again([...library.photos]);
+  const usual = panel.facesUntrained ? DISTANCE.untrained : DISTANCE.trained;
+  setDistance(otherFaces ? usual : people.groups.distance);
+  narrow(null);
 }
 
 function clear() {
