@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 IPEX_VENV := .venv-ipex
 GPU_VENV := build/gpu
 
-.PHONY: serve test test-ipex test-gpu gpu-venv lint venv clean
+.PHONY: serve test test-ipex test-gpu fuzz-api screenshots gpu-venv lint venv clean
 
 serve: venv
 	$(RUN) -m server
@@ -24,6 +24,13 @@ $(IPEX_VENV)/.installed: setup.cfg pyproject.toml constraints-ipex.txt
 	PIP_CONSTRAINT=constraints-ipex.txt $(IPEX_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
 		--editable '.[ipex,dev]'
 	touch $@
+
+# Random requests against a live server; SECONDS is how long.
+fuzz-api: venv
+	$(RUN) -m scripts.fuzz_api $(if $(SECONDS),--seconds $(SECONDS))
+
+screenshots: venv
+	$(RUN) -m pytest -m browser tests/browser/test_app.py --screenshots docs
 
 # On a machine without network: WHEELS is a folder made by scripts.gpu_wheels, PYTHON an interpreter that has torch and
 # torchvision. The tests then run in an environment of their own that sees the packages of that interpreter.

@@ -47,7 +47,7 @@ def in_one_field(body: Any) -> Any:
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
     """Encode objects in URL-encoded forms, which Schemathesis does in multipart ones alone."""
     if case.media_type == "application/x-www-form-urlencoded":
         case.body = in_one_field(case.body)

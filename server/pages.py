@@ -5,6 +5,7 @@ run nothing that does not lie in a file, and be shown in no frame. Does not know
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -41,32 +42,44 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class File:
+    """What is served under one address."""
+
+    body: bytes
+    content_type: str
+
+
 def routes(*, page: bool) -> list[web.RouteDef]:
     """Return the routes to what a browser is served; `page` says whether /app is there."""
-    described = [web.get("/openapi.json", partial(_file, path=FOLDER / "openapi.json")), *_page("docs")]
-    return [*described, *(_page("app") if page else [])]
+    description = web.get("/openapi.json", partial(_file, file=read(FOLDER / "openapi.json")))
+    return [description, *_page("docs"), *(_page("app") if page else [])]
 
 
-def files(name: str) -> dict[str, Path]:
+def files(name: str) -> dict[str, File]:
     """Return what the page `name` is made of beside its HTML, by the names in its addresses."""
-    parts = [path for folder in (name, "shared") for path in sorted((FOLDER / folder).iterdir())]
-    return {path.name: path for path in parts if path.suffix in TYPES and path.suffix != ".html"}
+    paths = [path for folder in (name, "shared") for path in sorted((FOLDER / folder).iterdir())]
+    return {path.name: read(path) for path in paths if path.suffix in TYPES and path.suffix != ".html"}
+
+
+def read(path: Path) -> File:
+    """Read a file of one of the types that are served."""
+    return File(path.read_bytes(), TYPES[path.suffix])
 
 
 def _page(name: str) -> list[web.RouteDef]:
     return [
-        web.get(f"/{name}", partial(_file, path=FOLDER / name / "index.html")),
+        web.get(f"/{name}", partial(_file, file=read(FOLDER / name / "index.html"))),
         web.get(f"/{name}/{{file}}", partial(_part, parts=files(name))),
     ]
 
 
-async def _part(request: web.Request, parts: Mapping[str, Path]) -> web.Response:
-    path = parts.get(request.match_info["file"])
-    if path is None:
+async def _part(request: web.Request, parts: Mapping[str, File]) -> web.Response:
+    file = parts.get(request.match_info["file"])
+    if file is None:
         raise web.HTTPNotFound
-    return await _file(request, path)
+    return await _file(request, file)
 
 
-async def _file(request: web.Request, path: Path) -> web.Response:
-    # Read each time: they are small, lie in the system's cache, and are asked for by people and not by programs.
-    return web.Response(body=path.read_bytes(), headers={**HEADERS, "Content-Type": TYPES[path.suffix]})
+async def _file(request: web.Request, file: File) -> web.Response:
+    return web.Response(body=file.body, headers={**HEADERS, "Content-Type": file.content_type})

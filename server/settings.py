@@ -221,7 +221,8 @@ class Settings(BaseSettings):
         30, gt=0, description="Seconds without a byte after which a request's body is given up with 408."
     )
     page: bool = Field(
-        True, description="Serve the page at `/app`, where a person tries photos in the browser; `/docs` stays either way."
+        True,
+        description="Serve the page at `/app`, where a person tries photos in the browser; `/docs` stays either way.",
     )
     queue_items: int = Field(
         4096,

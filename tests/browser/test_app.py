@@ -1,6 +1,7 @@
-"""The page at /app in a real browser: photos come in, faces and people are drawn, words find photos, errors are told."""
+"""The page at /app in a real browser: photos come in, faces and people are drawn, words find photos."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import pytest_asyncio
 import skimage.data
 from PIL import Image
-from playwright.async_api import expect
+from playwright.async_api import FilePayload, expect
 
 from tests.browser.tab import Tab
 
@@ -51,7 +52,9 @@ async def test_generated_pictures_show_all_that_the_page_does(filled: Tab, scree
     await expect(tab.find("#people-count")).to_have_text("4 seen more than once")
     await expect(tab.find("#people-note")).to_contain_text("demo finds faces, but has not learned to tell people apart")
     await expect(tab.find("#speed")).not_to_have_text("0")
+    await expect(tab.find("#batch")).to_have_text(re.compile(r"[1-9]\d*\.\d"))
     assert await tab.find("#chart polyline").count() == 1
+    assert await tab.find("#chart .batch").count() >= 1
     await expect(tab.find("#loaded")).to_contain_text("cpu, eager float32")
     await shoot(tab, screenshots, "page-desktop.png")
 
@@ -93,9 +96,7 @@ async def test_a_photo_opens_with_its_faces_and_what_is_like_it(filled: Tab) -> 
     name = await tab.find("#viewer-title").inner_text()
     assert name.startswith("Portrait")
     assert await tab.find("#frame .face span").count() == 1
-    await expect(tab.find("#viewer-facts")).to_have_text(
-        "384 × 480 pixels as sent, 1 face, a vector of 256 numbers"
-    )
+    await expect(tab.find("#viewer-facts")).to_have_text("384 × 480 pixels as sent, 1 face, a vector of 256 numbers")
     similar = [await one.get_attribute("aria-label") or "" for one in await tab.find("#similar button").all()]
     assert len(similar) == 8
     assert all(one.startswith("Portrait") for one in similar[:6])
@@ -118,7 +119,7 @@ async def test_a_folder_is_dropped_and_what_cannot_be_read_says_so(tab: Tab, tmp
     broken = tab.find("#grid .tile.failed")
     await expect(broken.locator(".error")).to_contain_text("These bytes cannot be read as a picture")
     await expect(tab.page.get_by_role("button", name="astronaut.png, 1 face")).to_be_visible()
-    assert await drawn(tab) == pytest.approx(await told(tab, photo("astronaut.png")), abs=0.01)
+    assert await drawn(tab) == pytest.approx(await told(tab, photo("astronaut.png").read_bytes()), abs=0.01)
     assert tab.refused == ["400 /predict"]
     assert (await tab.search("a photo of a cat"))[0].startswith("chelsea.png")
     assert (await tab.search("a cup of coffee"))[0].startswith("coffee.png")
@@ -133,10 +134,10 @@ async def test_a_folder_is_dropped_and_what_cannot_be_read_says_so(tab: Tab, tmp
     assert await tab.find("#grid .tile").count() == 0
 
 
-async def told(tab: Tab, path: Path) -> list[float]:
+async def told(tab: Tab, picture: bytes) -> list[float]:
     """Return left, top, right and bottom of the only face, in shares of the picture, as the server tells any client."""
     entries = '{"facial-recognition": {"detection": {"modelName": "demo"}}}'
-    image = {"name": "blob", "mimeType": "application/octet-stream", "buffer": path.read_bytes()}
+    image: FilePayload = {"name": "blob", "mimeType": "application/octet-stream", "buffer": picture}
     response = await tab.page.request.post(f"{tab.address}predict", multipart={"entries": entries, "image": image})
     answer = await response.json()
     (face,) = answer["facial-recognition"]
@@ -171,11 +172,11 @@ async def test_a_photo_that_exif_turns_is_sent_upright_and_a_large_one_small(tab
 
 async def test_many_photos_go_a_few_at_a_time_and_leave_nothing_large_behind(tab: Tab, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for number in range(60):
-        pixels = rng.integers(0, 256, (12, 16, 3), np.uint8)
-        Image.fromarray(pixels).resize((1600, 1200)).save(tmp_path / f"{number:02}.jpg", quality=70)
+    paths = [tmp_path / f"{number:02}.jpg" for number in range(60)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((1600, 1200)).save(path, quality=70)
     await tab.go("app")
-    await tab.find("#files").set_input_files(sorted(tmp_path.glob("*.jpg")))
+    await tab.find("#files").set_input_files(paths)
     await tab.button("Stop").click()
     await expect(tab.find("#state")).to_contain_text("60 photos done, ")
     await expect(tab.find("#grid .error").first).to_have_text("Stopped: it was not sent.")
@@ -183,7 +184,8 @@ async def test_many_photos_go_a_few_at_a_time_and_leave_nothing_large_behind(tab
     await tab.until_done(60)
     assert 2 <= tab.most <= 5
     sides = await tab.run(
-        "return [...document.querySelectorAll('#grid img')].map((image) => Math.max(image.naturalWidth, image.naturalHeight))"
+        "const images = [...document.querySelectorAll('#grid img')];"
+        "return images.map((image) => Math.max(image.naturalWidth, image.naturalHeight));"
     )
     assert len(sides) == 60
     assert max(sides) <= 400

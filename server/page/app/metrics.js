@@ -15,11 +15,8 @@ export function parse(text) {
   return samples;
 }
 
-// Returns {batches, inputs} since the server's start, over all models; null where no such metric is there.
+// Returns {batches, inputs} since the server's start, over all models.
 export function batches(samples) {
-  const total = (suffix) => samples.filter(({ name }) => name.endsWith(suffix));
-  const counts = total("batch_size_count");
-  if (!counts.length) return null;
-  const sum = (found) => found.reduce((all, { value }) => all + value, 0);
-  return { batches: sum(counts), inputs: sum(total("batch_size_sum")) };
+  const sum = (wanted) => samples.reduce((all, { name, value }) => (name === wanted ? all + value : all), 0);
+  return { batches: sum("facet_batch_items_count"), inputs: sum("facet_batch_items_sum") };
 }

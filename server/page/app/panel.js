@@ -18,7 +18,6 @@ export class Panel {
     this.last = null;
     this.known = null;
     this.seconds = 0;
-    this.metrics = true; // until the server says that it has none
     for (const id of ["clip", "face"]) {
       byId(id).addEventListener("change", () => chosen({ clip: byId("clip").value, face: byId("face").value }));
     }
@@ -61,14 +60,15 @@ export class Panel {
 
   // Returns the mean of inputs per batch since the last look, null where there were none.
   async #batch() {
-    if (!this.metrics) return null;
-    const text = await metrics().catch(() => undefined); // the server may be starting anew: the next second tells
-    if (text === undefined) return null;
-    const total = text === null ? null : batches(parse(text));
-    this.metrics = text !== null;
-    const last = this.last;
+    let total;
+    try {
+      total = batches(parse(await metrics()));
+    } catch {
+      return null; // the server may be starting anew: the next second tells
+    }
+    const { last } = this;
     this.last = total;
-    if (!total || !last || total.batches <= last.batches) return null;
+    if (!last || total.batches <= last.batches) return null;
     const mean = (total.inputs - last.inputs) / (total.batches - last.batches);
     byId("batch").textContent = mean.toFixed(1);
     return mean;

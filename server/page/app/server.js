@@ -35,10 +35,10 @@ export async function models() {
   return response.json();
 }
 
-// Returns the text of /metrics, null where the server has none.
 export async function metrics() {
   const response = await fetch("metrics");
-  return response.ok ? response.text() : null;
+  if (!response.ok) throw new Error(await sentence(response));
+  return response.text();
 }
 
 async function predict(entries, fields, signal) {
