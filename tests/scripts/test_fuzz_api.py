@@ -9,7 +9,7 @@ from PIL import Image
 from scripts import fuzz_api
 from scripts.fuzz_api import CONFIG, command
 
-SECONDS = 40
+SECONDS = 30
 
 
 def test_every_answer_of_a_live_server_is_as_its_description_says(capfd: pytest.CaptureFixture[str]) -> None:
