@@ -39,7 +39,10 @@ class Tab:
     ) -> "Tab":
         """Open a tab of its own session; `size` is width and height in pixels."""
         context = await browser.new_context(
-            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
+            viewport={"width": size[0], "height": size[1]},
+            device_scale_factor=2 if size[0] < 500 else 1,  # as phones have it
+            color_scheme=scheme,
+            reduced_motion="reduce",
         )
         return cls(await context.new_page(), address)
 
