@@ -25,7 +25,7 @@ def executable() -> str:
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found:
         return found
-    reason = "there is no Chromium: install it (apt-get install chromium), or leave out -m browser"
+    reason = "there is no Chromium: install it, for example by apt-get install chromium"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
