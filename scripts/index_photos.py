@@ -3,8 +3,9 @@
     python -m scripts.index_photos FOLDER --out index.parquet
 
 Run again it goes on where it stopped: photos that have not changed are kept, those that are gone are left out, and what
-failed is tried once more. Ctrl-C ends it after what is on its way. Exit code 0: every photo is in; 1: some could not be
-read, and are listed in index.parquet.failed.txt; 2: nothing could be done; 130: interrupted, run it again to go on.
+failed is tried once more. Nothing is gone that lies in a folder which cannot be looked into. Ctrl-C ends it after what
+is on its way. Exit code 0: every photo is in; 1: some could not be read, and are listed in index.parquet.failed.txt;
+2: nothing could be done; 130: interrupted, run it again to go on.
 """
 
 import argparse
@@ -125,9 +126,8 @@ async def _run(settings: Settings, parts: Sequence[Part], work: Index, folder: P
     if not progress.embedded + progress.kept + progress.failed:
         screen.print(f"There is no photo in {folder}: the index stays as it was.", markup=False, soft_wrap=True)
         return 2
-    # Where a folder could not be looked into, what is in it was not met, and is still wanted.
-    gone = 0 if run.walk.unread else work.ledger.unmet()
-    await asyncio.to_thread(work.finish, forget=not run.walk.unread)
+    gone = work.ledger.unmet()
+    await asyncio.to_thread(work.finish)
     _tell(screen, run, progress, gone, failures)
     return 1 if progress.failed else 0
 

@@ -77,7 +77,7 @@ async def _vector(ask: Ask, about: About) -> Vector:
     name = about.made_with.clip
     here = made_with(settings, engine_config(settings), name)
     without_faces = about.made_with.model_copy(update={"face": "", "face_weights": "", "min_face": 0, "min_score": 0.0})
-    if differs := without_faces.differences(here):
+    if differs := without_faces.difference(here):
         raise BadIndex(
             f"Vectors of the index cannot be compared with those made here ({differs}): search with the settings and "
             "the cache folder that it was made with, or make it anew."

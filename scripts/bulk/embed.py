@@ -106,6 +106,7 @@ class Run:
         fresh = []
         for one in found:
             if isinstance(one, Unread):
+                self._index.ledger.spare(one.path)
                 self._progress.unread(one.path, one.reason)
             elif self._index.ledger.has(one):
                 self._progress.known()

@@ -53,7 +53,7 @@ class Index:
 
     def _read(self, path: Path) -> None:
         file, about = opened(path)
-        if differs := about.made_with.differences(self.about.made_with):
+        if differs := about.made_with.difference(self.about.made_with):
             raise BadIndex(
                 f"{path} was made otherwise ({differs}), and what differs cannot be compared: ask for the same again, "
                 f"give another --out, or delete {path.parent if path.parent == self.parts else path} to begin anew."
@@ -77,13 +77,13 @@ class Index:
         source = len(self._sources) - 1
         self.ledger.note(source, [row.photo for row in rows], [row.failure is None for row in rows], met=True)
 
-    def finish(self, *, forget: bool) -> None:
-        """Put all together, with the newest row of each photo, and clear away; `forget` leaves out what was not met."""
-        if self._sources != [self.out] or (forget and self.ledger.unmet()):
+    def finish(self) -> None:
+        """Put all together, with the newest row of each photo that was met, and clear away."""
+        if self._sources != [self.out] or self.ledger.unmet():
             draft = self.parts / _DRAFT
             columns = schema(self.about)
             with parquet.ParquetWriter(draft, columns) as writer:
-                for group in self._groups(columns, forget):
+                for group in self._groups(columns):
                     writer.write_table(group)
             _publish(draft, self.out)
         shutil.rmtree(self.parts)
@@ -97,12 +97,12 @@ class Index:
                 shutil.rmtree(self.parts)
             self._lock.release()
 
-    def _groups(self, columns: Any, forget: bool) -> Iterator[Any]:
+    def _groups(self, columns: Any) -> Iterator[Any]:
         """Yield the rows that are kept, so many that a search does not open thousands of small groups."""
         waiting: list[Any] = []
         for source, path in enumerate(self._sources):
             for batch in opened(path)[0].iter_batches(ROWS):
-                kept = self.ledger.kept(source, paths(batch), met_only=forget)
+                kept = self.ledger.kept(source, paths(batch))
                 waiting.append(batch.filter(pa.array(kept, pa.bool_())))
                 if sum(len(one) for one in waiting) >= ROWS:
                     yield _together(waiting, columns)

@@ -40,10 +40,19 @@ class Ledger:
         )
         return cursor.rowcount == 1
 
-    def kept(self, source: int, paths: Sequence[bytes], *, met_only: bool) -> list[bool]:
-        """Return of each row of `source` whether it is the newest of its path, and was met if `met_only`."""
-        query = "SELECT 1 FROM photo WHERE path = ? AND source = ? AND met >= ?"
-        return [self._db.execute(query, (path, source, met_only)).fetchone() is not None for path in paths]
+    def spare(self, path: bytes) -> None:
+        """Count as met what lies at `path` and below, b"" for all: it cannot be told whether it is still there."""
+        if not path:
+            self._db.execute("UPDATE photo SET met = 1")
+            return
+        # What begins with the path and a slash is all that lies between these two.
+        below = (path + b"/", path + b"0")
+        self._db.execute("UPDATE photo SET met = 1 WHERE path = ? OR (path > ? AND path < ?)", (path, *below))
+
+    def kept(self, source: int, paths: Sequence[bytes]) -> list[bool]:
+        """Return of each row of `source` whether it is the newest of its path, and was met."""
+        query = "SELECT 1 FROM photo WHERE path = ? AND source = ? AND met"
+        return [self._db.execute(query, (path, source)).fetchone() is not None for path in paths]
 
     def unmet(self) -> int:
         """Return how many photos were not met again."""

@@ -22,15 +22,16 @@ class MadeWith(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # What is told first where several things differ.
     WORDS: ClassVar[dict[str, str]] = {
         "clip": "--clip",
+        "clip_weights": "the hash of the CLIP model's weights",
         "face": "--face",
+        "face_weights": "the hash of the face model's weights",
         "resize": "MACHINE_LEARNING_CLIP_RESIZE",
         "exif": "MACHINE_LEARNING_EXIF",
         "min_face": "MACHINE_LEARNING_MIN_FACE",
         "min_score": "--min-score",
-        "clip_weights": "the weights of the CLIP model",
-        "face_weights": "the weights of the face model",
     }
 
     clip: str
@@ -42,14 +43,15 @@ class MadeWith(BaseModel):
     min_face: int = 0
     min_score: float = 0.0
 
-    def differences(self, other: "MadeWith") -> str:
-        """Return in words how `other` differs, "" if it does not."""
+    def difference(self, other: "MadeWith") -> str:
+        """Return in words the first thing in which `other` differs, "" if there is none."""
         mine, its = self.model_dump(), other.model_dump()
-        return ", ".join(
+        told = (
             f"{words} was {mine[name]!r} and is {its[name]!r}"
             for name, words in self.WORDS.items()
             if mine[name] != its[name]
         )
+        return next(told, "")
 
 
 def made_with(

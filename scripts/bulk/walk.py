@@ -37,7 +37,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A folder or a link below the folder that cannot be looked into, and why."""
+    """A folder or a link below the folder that cannot be looked into, b"" for the folder itself, and why."""
 
     path: bytes
     reason: str
@@ -49,7 +49,6 @@ class Walk:
     def __init__(self, folder: Path) -> None:
         self.others = 0  # files whose names are not those of pictures
         self.links = 0  # to folders that are reached without them
-        self.unread = 0
         self._suffixes = suffixes()
         self._folder = os.fsencode(folder)
         self._roots = [os.path.realpath(self._folder)]
@@ -72,10 +71,10 @@ class Walk:
                 elif (photo := self._photo(entry, prefix)) is not None:
                     yield photo
             except OSError as error:
-                self.unread += 1
                 if entry is None:
                     levels.pop()
-                yield Unread(prefix if entry is None else prefix + entry.name, error.strerror or str(error))
+                path = prefix.rstrip(b"/") if entry is None else prefix + entry.name
+                yield Unread(path, error.strerror or str(error))
 
     def _open(self, prefix: bytes) -> "tuple[Iterator[os.DirEntry[bytes]], bytes]":
         return os.scandir(os.path.join(self._folder, prefix)), prefix  # noqa: PTH118 - pathlib has no bytes
@@ -91,10 +90,12 @@ class Walk:
         return True
 
     def _photo(self, entry: "os.DirEntry[bytes]", prefix: bytes) -> Photo | None:
+        if entry.is_symlink():
+            entry.stat()  # raises for a link that leads nowhere: a disk with photos may not be mounted
         if os.path.splitext(entry.name)[1].lower() not in self._suffixes:  # noqa: PTH122 - pathlib has no bytes
             self.others += 1
             return None
-        status = entry.stat()  # raises for a link that leads nowhere
+        status = entry.stat()
         return Photo(prefix + entry.name, status.st_size, status.st_mtime_ns) if entry.is_file() else None
 
 
