@@ -45,7 +45,7 @@ from server.wire import Ask
 
 SIZE = (448, 336)
 DRAWN = 64  # scenes; all photos are shifted copies of them, each another file
-FOLDER = 1000  # photos in one folder: those of a round
+FOLDER = 2000  # photos in one folder: those of a round, so many that start and end count little
 PHOTOS = 10_000
 SETTLED = 0.2  # of all photos: from then on memory must not grow
 RATIO, GROWTH_MB = 0.9, 50.0

@@ -15,6 +15,7 @@ from rich.markup import escape
 from scripts.bulk.walk import shown
 
 EVERY_S = 10.0
+SHOWN_S = 0.2  # rates are summed up anew each time, which would cost as much as reading the photo
 LISTED = 20  # failures that are shown at the end; all are in the file
 
 
@@ -30,7 +31,7 @@ class Progress:
         self._path = failures
         self._file: TextIO | None = None
         self._found: int | None = None
-        self._told = time.monotonic()
+        self._told = self._shown = time.monotonic()
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -52,6 +53,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._shown = 0.0
+        self._show()
         self._bar.stop()
         assert self._file is not None, "it was entered"  # noqa: S101 - an invariant of this class
         self._file.close()
@@ -61,7 +64,7 @@ class Progress:
     def total(self, photos: int) -> None:
         """Take note of how many photos there are, once that is known."""
         self._found = photos
-        self._show(0)
+        self._show()
 
     def known(self) -> None:
         """Count a photo that the index has."""
@@ -73,7 +76,7 @@ class Progress:
             self.embedded += 1
         else:
             self._fail(path, failure)
-        self._show(1)
+        self._show()
 
     def unread(self, path: bytes, reason: str) -> None:
         """Count a folder or a link that cannot be looked into."""
@@ -87,17 +90,22 @@ class Progress:
         assert self._file is not None, "it was entered"  # noqa: S101 - an invariant of this class
         print(line, file=self._file)
 
-    def _show(self, advance: int) -> None:
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now < self._shown + SHOWN_S:
+            return
+        self._shown = now
         speed = self._bar.tasks[0].speed
         rate = f"{speed:.1f}/s" if speed else ""
         failures = f"{self.failed} failed" if self.failed else ""
+        done = self.embedded + self.failed
         left = None if self._found is None else self._found - self.kept
-        self._bar.update(self._task, advance=advance, total=left, rate=rate, failures=failures)
-        if self._screen.is_terminal or time.monotonic() < self._told + EVERY_S:
+        self._bar.update(self._task, completed=done, total=left, rate=rate, failures=failures)
+        if self._screen.is_terminal or now < self._told + EVERY_S:
             return
-        self._told = time.monotonic()
+        self._told = now
         of = "" if left is None else f" of {left}"
         rest = self._bar.tasks[0].time_remaining
         until = "" if rest is None else f", {rest / 60:.0f} min left"
-        told = ", ".join(filter(None, [f"{self.embedded + self.failed}{of} photos", rate + until, failures]))
+        told = ", ".join(filter(None, [f"{done}{of} photos", rate + until, failures]))
         self._screen.print(escape(told), highlight=False, soft_wrap=True)
