@@ -49,6 +49,7 @@ FOLDER = 2000  # photos in one folder: those of a round, so many that start and 
 PHOTOS = 10_000
 SETTLED = 0.2  # of all photos: from then on memory must not grow
 RATIO, GROWTH_MB = 0.9, 50.0
+ENGINE_S = 20.0  # for which full batches run at least: a run takes so long, and the machine must not change in between
 SAMPLE_S = 0.1
 
 
@@ -121,7 +122,7 @@ async def _against_the_engine(options: Options, folder: Path, wanted: dict[str, 
 
         sides: dict[str, Callable[[], float]] = {
             "ours": ours,
-            "engine": lambda: full_batches(model, item, options.seconds),
+            "engine": lambda: full_batches(model, item, max(options.seconds, ENGINE_S)),
         }
         found = await asyncio.to_thread(in_turn, "bulk", sides, options.rounds)
         largest = model.buckets[-1]

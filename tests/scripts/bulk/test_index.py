@@ -8,6 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from scripts.bulk import index as module
+from scripts.bulk import table
 from scripts.bulk.index import Index
 from scripts.bulk.table import About, BadIndex, Row, opened
 from scripts.bulk.walk import Photo
@@ -166,7 +167,8 @@ def test_a_file_that_is_no_index_is_not_replaced(out: Path) -> None:
     assert not index.parts.exists()
 
 
-def test_an_index_of_another_version_is_told(out: Path) -> None:
-    run(out, [row(0)], about=ABOUT.model_copy(update={"format": 7}))
+def test_an_index_of_another_version_is_told(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(out, [row(0)])
+    monkeypatch.setattr(table, "FORMAT", table.FORMAT + 1)
     with pytest.raises(BadIndex, match="another version"):
         opened(out)

@@ -25,7 +25,8 @@ def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path: Path, monkeypa
     assert (progress.embedded, progress.kept, progress.failed) == (1, 1, 1)
 
 
-def test_a_terminal_gets_a_bar_with_rate_and_failures(tmp_path: Path) -> None:
+def test_a_terminal_gets_a_bar_with_rate_and_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHOWN_S", 0.0)
     out = io.StringIO()
     with Progress(Console(file=out, force_terminal=True, width=120), tmp_path / "failed.txt") as progress:
         progress.total(200)
