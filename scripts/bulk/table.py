@@ -3,6 +3,8 @@
 Knows Arrow. Does not know how rows come to be, nor which of them are kept.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +115,11 @@ def opened(path: Path) -> tuple[Any, About]:
 
     Raises BadIndex; FileNotFoundError if it is not there.
     """
+    if not path.exists():  # Arrow's own error does not say of which file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         file = parquet.ParquetFile(path)
         about = About.model_validate_json((file.schema_arrow.metadata or {}).get(ABOUT, b""))
-    except FileNotFoundError:
-        raise
     except (pa.ArrowException, OSError, ValidationError) as error:
         raise BadIndex(
             f"{path} is no index of photos that can be read here: give the path of another, or delete it "

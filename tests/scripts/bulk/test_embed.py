@@ -34,6 +34,8 @@ class FakePredictor:
         self.now = 0
         self.most = 0
         self.asked: list[bytes] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def answer(self, ask: Ask, flow: Hashable) -> Answer:
         assert ask.image is not None
@@ -41,8 +43,8 @@ class FakePredictor:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await self.gate.wait()
             self.act(ask.image)
         finally:
             self.now -= 1
@@ -106,7 +108,14 @@ async def test_every_photo_has_its_own_row(tmp_path: Path) -> None:
 
 async def test_enough_photos_for_three_batches_are_on_their_way_and_no_more(tmp_path: Path) -> None:
     predictor = FakePredictor()
-    await Indexed(library(tmp_path / "photos", 200), tmp_path / "i.parquet", predictor).to_its_end()
+    predictor.gate.clear()
+    work = Indexed(library(tmp_path / "photos", 200), tmp_path / "i.parquet", predictor)
+    running = asyncio.create_task(work.to_its_end())
+    async with asyncio.timeout(30):
+        while predictor.now < 3 * LARGEST:  # noqa: ASYNC110 - a state, no event
+            await asyncio.sleep(0.001)
+    predictor.gate.set()
+    assert len(await running) == 200
     assert predictor.most == 3 * LARGEST
 
 
