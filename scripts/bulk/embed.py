@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +33,15 @@ BYTES = 256 << 20  # of files that are held at one time
 DIGEST = 16  # bytes
 
 
+@dataclass(slots=True)
+class _Looked:
+    """Some steps of the walk: photos that the index does not have, what cannot be looked into, how many it has."""
+
+    fresh: list[Photo]
+    unread: list[Unread]
+    known: int
+
+
 class Run:
     """One run over the photos of a folder into an index. `stop` ends it: what is on its way is still written."""
 
@@ -41,6 +50,7 @@ class Run:
         self.walk = Walk(folder)
         self.stopped = False
         self._inside = inside
+        self._engine = inside.engine
         self._index = index
         self._folder = os.fsencode(folder)
         self._ask = ask
@@ -92,45 +102,50 @@ class Run:
     async def _next(self) -> Photo | None:
         async with self._turn:
             while not self._coming and not self.stopped:
-                found = await asyncio.get_running_loop().run_in_executor(self._books, self._look)
-                if found is None:
+                looked = await asyncio.get_running_loop().run_in_executor(self._books, self._look)
+                if looked is None:
                     return None
-                self._coming.extend(found)
+                self._progress.known(looked.known)
+                for one in looked.unread:
+                    self._progress.unread(one.path, one.reason)
+                self._coming.extend(looked.fresh)
         return None if self.stopped else self._coming.popleft()
 
-    def _look(self) -> list[Photo] | None:
-        """Return those of the next photos that the index does not have, None at the end of the walk."""
+    def _look(self) -> "_Looked | None":
+        """Return what the next steps of the walk meet, None at its end."""
         found = list(islice(self._walking, CHUNK))
         if not found:
             return None
-        fresh = []
+        looked = _Looked([], [], 0)
         for one in found:
             if isinstance(one, Unread):
                 self._index.ledger.spare(one.path)
-                self._progress.unread(one.path, one.reason)
+                looked.unread.append(one)
             elif self._index.ledger.has(one):
-                self._progress.known()
+                looked.known += 1
             else:
-                fresh.append(one)
-        return fresh
+                looked.fresh.append(one)
+        return looked
 
     async def _row(self, photo: Photo) -> Row:
-        engine = self._inside.engine
+        if photo.bytes > self._inside.max_bytes:
+            reason = f"The file has {photo.bytes / 1e6:.0f} MB, which is over MACHINE_LEARNING_MAX_BODY_MB: raise that."
+            return Row(photo, self._engine, failure=reason)
         try:
             async with self._held.hold(photo.bytes):
                 read = asyncio.get_running_loop().run_in_executor(self._readers, self._read, photo)
                 image, digest = await read
                 answer = await self._inside.predictor.answer(replace(self._ask, image=image), flow=None)
         except (EngineError, RequestError) as error:
-            return Row(photo, engine, failure=str(error))
+            return Row(photo, self._engine, failure=str(error))
         except OSError as error:
-            return Row(photo, engine, failure=f"The file cannot be read: {error.strerror or error}.")
+            return Row(photo, self._engine, failure=f"The file cannot be read: {error.strerror or error}.")
         except Closed:
             raise
         except Exception as error:  # a model may raise anything, and one photo must not end the run of a million
             log.warning("%r could not be embedded", photo.path, exc_info=True)
-            return Row(photo, engine, failure=f"{type(error).__name__}: {error}")
-        return Row(photo, engine, answer.size, digest, answer.embedding, answer.faces)
+            return Row(photo, self._engine, failure=f"{type(error).__name__}: {error}")
+        return Row(photo, self._engine, answer.size, digest, answer.embedding, answer.faces)
 
     def _read(self, photo: Photo) -> tuple[bytes, bytes]:
         with open(os.path.join(self._folder, photo.path), "rb") as file:  # noqa: PTH118, PTH123 - pathlib has no bytes

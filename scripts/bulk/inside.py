@@ -28,6 +28,7 @@ class Inside:
     predictor: Predictor
     loaded: Sequence[Loaded]
     threads: int  # that decode
+    max_bytes: int  # of one photo
 
     @property
     def engine(self) -> str:
@@ -53,7 +54,7 @@ async def inside(settings: Settings, parts: Sequence[Part]) -> AsyncIterator[Ins
     try:
         async with AsyncExitStack() as held:
             loaded = [await held.enter_async_context(shelf.use(part)) for part in parts]
-            yield Inside(predictor, loaded, threads)
+            yield Inside(predictor, loaded, threads, int(settings.max_body_mb * 1_000_000))
     finally:
         predictor.close()
         await shelf.close(grace=CLOSE_S)

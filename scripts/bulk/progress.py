@@ -66,9 +66,9 @@ class Progress:
         self._found = photos
         self._show()
 
-    def known(self) -> None:
-        """Count a photo that the index has."""
-        self.kept += 1
+    def known(self, photos: int) -> None:
+        """Count photos that the index has."""
+        self.kept += photos
 
     def done(self, path: bytes, failure: str | None) -> None:
         """Count a photo that was embedded, or that failed."""

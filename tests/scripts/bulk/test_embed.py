@@ -72,7 +72,7 @@ class Indexed:
     """One run of a fake predictor over a folder."""
 
     def __init__(self, folder: Path, out: Path, predictor: FakePredictor) -> None:
-        ready = Inside(cast(Predictor, predictor), [cast(Loaded, FakeLoaded())], threads=2)
+        ready = Inside(cast(Predictor, predictor), [cast(Loaded, FakeLoaded())], threads=2, max_bytes=100)
         self.index = Index(out, ABOUT)
         self.kept = self.index.begin()
         self.progress = Progress(Console(quiet=True), out.with_suffix(".txt"))
@@ -167,6 +167,17 @@ async def test_a_photo_that_goes_while_it_is_met_is_told(tmp_path: Path) -> None
     row = await work.run._row(photo)
     assert row.failure == "The file cannot be read: No such file or directory."
     work.index.close()
+
+
+async def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    folder = library(tmp_path / "photos", 1)
+    (folder / "large.tif").write_bytes(bytes(101))
+    predictor = FakePredictor()
+    rows = await Indexed(folder, tmp_path / "i.parquet", predictor).to_its_end()
+    assert predictor.asked == [b"photo 0"]
+    assert [row["failure"] for row in rows if row["path"] == "large.tif"] == [
+        "The file has 0 MB, which is over MACHINE_LEARNING_MAX_BODY_MB: raise that."
+    ]
 
 
 async def test_where_nothing_can_be_computed_any_longer_the_run_ends_and_what_was_written_stays(tmp_path: Path) -> None:

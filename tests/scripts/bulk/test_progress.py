@@ -15,7 +15,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(tmp_path: Path, monkeypa
     monkeypatch.setattr(module, "SHOWN_S", 0.0)
     out = io.StringIO()
     with Progress(Console(file=out), tmp_path / "failed.txt") as progress:
-        progress.known()
+        progress.known(1)
         progress.total(4)
         progress.done(b"a.jpg", None)
         progress.done(b"b.jpg", "It is cut off.")
