@@ -50,9 +50,10 @@ def code() -> dict[str, str]:
     """Return what the page puts into each file, the line of the catalogue under its own name."""
     parts: dict[str, list[str]] = {"catalogue": [], FILE: [], TEST: []}
     for block in blocks():
-        if block.language == "python":
-            name = "catalogue" if "`_OWN`" in block.before else TEST if f"**{TEST}**:" in block.before else FILE
-            parts[name].append(block.code)
+        if block.language == "text":
+            parts["catalogue"].append(block.code)
+        elif block.language == "python":
+            parts[TEST if f"**{TEST}**:" in block.before else FILE].append(block.code)
     return {name: "\n\n".join(code).rstrip() + "\n" for name, code in parts.items()}
 
 
