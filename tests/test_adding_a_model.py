@@ -29,6 +29,33 @@ PAGE = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
 FILE, TEST = "engines/palette.py", "tests/engines/test_palette.py"
 COPIED = ("engines", "server", "scripts", "README.md", "pyproject.toml", "setup.cfg")
 
+# The way of the server, in a process of its own: 64 requests at once. Prints the sizes of the batches they rode in.
+TOGETHER = """
+import asyncio, io
+from PIL import Image
+from engines import catalog
+from scripts.bulk.inside import inside
+from server.settings import Settings
+from server.shelf import Part
+from server.wire import Ask
+
+def photo(shade):
+    file = io.BytesIO()
+    Image.new("RGB", (80, 60), (220, 30, shade)).save(file, "PNG")
+    return file.getvalue()
+
+async def main():
+    async with inside(Settings(), [Part("visual", catalog.clip("palette"))]) as ready:
+        model, sizes = ready.loaded[0].model, []
+        run = model.run
+        model.run = lambda batch: (sizes.append(batch.rows), run(batch))[1]
+        asks = [Ask(visual="palette", image=photo(shade)) for shade in range(64)]
+        await asyncio.gather(*(ready.predictor.answer(ask, flow=None) for ask in asks))
+        print(*sizes)
+
+asyncio.run(main())
+"""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -183,6 +210,12 @@ async def test_what_the_page_says_makes_a_model_that_is_served_batched_and_gated
     assert set(found) == {"visual", "textual"}
     assert all(one["name"] == "palette" and one["bytes"] > 0 and not one["untrained"] for one in loaded)
     assert "eager float32" in found["visual"]["reason"]
+
+
+def test_requests_that_come_together_ride_in_few_batches(project: Path) -> None:
+    sizes = [int(size) for size in run(project, shlex.join([".venv/bin/python", "-c", TOGETHER])).split()]
+    assert sum(sizes) == 64
+    assert len(sizes) <= 32
 
 
 def test_the_code_of_the_page_is_in_good_order(project: Path) -> None:
