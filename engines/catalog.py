@@ -35,7 +35,8 @@ class Clip:
     `arch` and `tag` are open_clip's names. `dim` is the length of an embedding, `image_size` the side of the square
     input in pixels, `context_length` the most token ids of a text. `text_tower` says what may be done to the length
     of a text: "causal" may be cut after the end token, "masked" may be cut with its mask, "fixed" may not.
-    `mclip_repo` is the Hugging Face repository of an M-CLIP text side, "" for all other models.
+    `mclip_repo` is the Hugging Face repository of an M-CLIP text side, "" for all other models. `module` is the module
+    that a model is built by which is a file of its own, "" for those that open_clip builds: see own.py.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Clip:
     quickgelu: bool
     text_tower: TextTower
     mclip_repo: str = ""
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,31 @@ _FACES = {
 }
 
 
+def own(
+    name: str, module: str, dim: int, image_size: int, context_length: int, resize: ResizeMode = "shortest"
+) -> Clip:
+    """Return the entry of a model that is a file of its own, as `engines.palette`."""
+    return Clip(
+        name=name,
+        arch=name,
+        tag="",
+        dim=dim,
+        image_size=image_size,
+        context_length=context_length,
+        resize=resize,
+        tokenizer=module,
+        quickgelu=False,
+        text_tower="fixed",
+        module=module,
+    )
+
+
+# Models that are a file of their own, a line each: docs/adding-a-model.md.
+_OWN: tuple[Clip, ...] = (
+    # name, module, length of an embedding, side of the picture in pixels, most ids of a text
+)
+
+
 def normalise(name: str) -> str:
     """Return the catalogue's spelling of `name`: after the last "/", ":" and "\\" as "_", without dots."""
     return name.rsplit("/", 1)[-1].replace(":", "_").replace("\\", "_").replace(".", "")
@@ -98,13 +125,11 @@ def normalise(name: str) -> str:
 def clip(name: str) -> Clip:
     """Return the CLIP model called `name` in any of its spellings; raises UnknownModel."""
     key = normalise(name)
-    if key == DEMO:
-        return _demo()
-    if key in _published():
-        return _published()[key]
+    if key in _clips():
+        return _clips()[key]
     if key in FACE_ALIASES or key in _FACES:
         raise UnknownModel(f"{_shown(name)} is a face model: ask for it with the task 'facial-recognition'.")
-    raise UnknownModel(f"There is no CLIP model {_shown(name)}. {_nearest(key, (*_published(), DEMO))}")
+    raise UnknownModel(f"There is no CLIP model {_shown(name)}. {_nearest(key, _clips())}")
 
 
 def face(name: str, alias: str = "facenet-vggface2") -> Face:
@@ -127,7 +152,7 @@ def face(name: str, alias: str = "facenet-vggface2") -> Face:
         key = normalise(alias)
     if key in _FACES:
         return _FACES[key]
-    if key in _published():
+    if key in _clips():
         raise UnknownModel(f"{_shown(name)} is a CLIP model: ask for it with the task 'clip'.")
     raise UnknownModel(f"There is no face model {_shown(name)}. {_nearest(key, (*_FACES, *FACE_ALIASES))}")
 
@@ -141,7 +166,7 @@ def look_up(kind: Kind, name: str, face_alias: str = "facenet-vggface2") -> Clip
 
 def names() -> dict[Literal["clip", "facial-recognition"], tuple[str, ...]]:
     """Return the names in the catalogue by task, aliases left out."""
-    return {"clip": (*_published(), DEMO), "facial-recognition": tuple(_FACES)}
+    return {"clip": tuple(_clips()), "facial-recognition": tuple(_FACES)}
 
 
 def demo_config() -> dict[str, Any]:
@@ -152,9 +177,11 @@ def demo_config() -> dict[str, Any]:
 
 
 @cache
-def _published() -> dict[str, Clip]:
+def _clips() -> dict[str, Clip]:
+    """Return all CLIP models by name: the published ones, those that are a file of their own, the demo last."""
     table = resources.files("engines").joinpath("data/clip-models.csv").read_text(encoding="utf-8")
-    return {row["name"]: _clip_of(row) for row in csv.DictReader(table.splitlines())}
+    published = (_clip_of(row) for row in csv.DictReader(table.splitlines()))
+    return {entry.name: entry for entry in (*published, *_OWN, _demo())}
 
 
 def _clip_of(row: dict[str, str]) -> Clip:
@@ -173,7 +200,6 @@ def _clip_of(row: dict[str, str]) -> Clip:
     )
 
 
-@cache
 def _demo() -> Clip:
     config = demo_config()
     return Clip(

@@ -22,6 +22,7 @@ from engines import (
     card,
     catalog,
     checkpoints,
+    own,
     preprocess,
     samples,
     sources,
@@ -163,6 +164,8 @@ def visual_subject(entry: Clip, config: Config, device: torch.device) -> Vectors
 
     Raises WeightsMissing, WeightsBroken.
     """
+    if entry.module:
+        return own.subject_of("visual", entry, device)
 
     def network() -> Tower:
         tower = _build(entry, "visual", towers.visual, config)
@@ -191,6 +194,8 @@ def textual_subject(entry: Clip, config: Config, device: torch.device, tokenize:
 
     Raises WeightsMissing, WeightsBroken.
     """
+    if entry.module:
+        return own.subject_of("textual", entry, device)
 
     def network() -> Tower:
         tower = _build(entry, "textual", towers.textual, config)

@@ -44,6 +44,7 @@ CODE = (
     "tokenizer.py",
     "attention.py",
     "clip.py",
+    "own.py",
     "faces.py",
     "mtcnn.py",
     "area.py",

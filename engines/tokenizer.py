@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from open_clip.tokenizer import get_clean_fn
 
-from engines import bpe, weights
+from engines import bpe, own, weights
 from engines.catalog import Clip
 from engines.errors import WeightsBroken
 from engines.model import Config
@@ -47,6 +47,8 @@ def load(entry: Clip, config: Config) -> tuple[Tokenizer, str]:
 
     Raises WeightsMissing, WeightsBroken for the models whose tokenizer is a download.
     """
+    if entry.module:
+        return own.module_of(entry).tokenize, ""
     if entry.tokenizer == "CLIP-BPE":
         vocab_size = architecture(entry)["text_cfg"].get("vocab_size", bpe.FULL_VOCABULARY)
         return lambda text, language: bpe.encode(text, entry.context_length, vocab_size), ""

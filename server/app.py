@@ -323,7 +323,7 @@ def _listed(task: str, name: str, settings: Settings) -> dict[str, Any]:
     if task == "clip":
         entry = catalog.clip(name)
         resize = entry.resize if settings.clip_resize == "native" else "crop"
-        untrained = settings.untrained and name != catalog.DEMO
+        untrained = settings.untrained and bool(entry.tag)  # the weights of the others come with the package
         return {
             "name": name,
             "dimension": entry.dim,

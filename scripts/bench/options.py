@@ -18,6 +18,7 @@ BENCHES = {
     "prepare": "pixels to the square that a network sees, against open_clip's transform",
     "engine": "networks by engine and batch, against eager float32",
     "queue": "what the queue costs a lone item, 64 callers and 10,000 that wait",
+    "bulk": "a folder of photos into an index, against the full batches of its engine",
     "faces": "photos with 0 to 30 faces, against facenet-pytorch",
     "http": "pictures through the whole server, against the baseline server",
     "text": "search texts through the whole server, against the baseline server",
