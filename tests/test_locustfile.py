@@ -128,6 +128,22 @@ async def test_a_vector_of_another_input_fails_its_request(tmp_path: Path) -> No
     assert reasons == ["WrongAnswer('it is nearer to the vector of another input than to its own')"]
 
 
+async def test_every_locust_command_of_the_readme_has_options_and_users_that_exist() -> None:
+    """`--help` and `--list` are written by Locust after it has read the file."""
+    said = []
+    for option in ("--help", "--list"):
+        command = [sys.executable, "-m", "locust", option]
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        said.append(out.decode())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^\.venv/bin/locust (.*)$", readme, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        assert set(re.findall(r"--[a-z-]+", command)) <= set(re.findall(r"--[a-z-]+", said[0]))
+        assert re.search(rf"^ +{command.split()[-1]}$", said[1], re.MULTILINE)
+
+
 async def test_wrong_lengths_end_the_test_before_it_begins(tmp_path: Path) -> None:
     async with TestServer(fake(lambda part: FakeModel(part.kind, part.entry.name))) as served:
         ended = await locust(served.port, tmp_path, "--run-time", "60s", "ClipImage")
