@@ -151,8 +151,8 @@ def post(session: FastHttpSession, kind: Kind, one: Input, number: int) -> Respo
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
-    """Add what can be chosen; Locust's page asks for the same."""
-    add = parser.add_argument_group("Facet").add_argument
+    """Add what can be chosen; Locust's page asks for the same. Its --help has none of it, so that the README does."""
+    add = parser.add_argument  # in a group of their own they would not be on the page
     add("--clip-model", default=catalog.DEMO, help="CLIP model to ask for")
     add("--face-model", default=catalog.DEMO, help="face model to ask for")
     add("--face-min-score", type=float, default=0.7, help="least score of a face, 0 to 1")

@@ -26,6 +26,7 @@ from tests.server.fakes import FakeModel, unit
 
 ROOT = Path(__file__).parents[1]
 DIM = 256  # of the demo
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -128,20 +129,25 @@ async def test_a_vector_of_another_input_fails_its_request(tmp_path: Path) -> No
     assert reasons == ["WrongAnswer('it is nearer to the vector of another input than to its own')"]
 
 
-async def test_every_locust_command_of_the_readme_has_options_and_users_that_exist() -> None:
-    """`--help` and `--list` are written by Locust after it has read the file."""
-    said = []
-    for option in ("--help", "--list"):
-        command = [sys.executable, "-m", "locust", option]
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
-        out, _ = await process.communicate()
-        said.append(out.decode())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
-    commands = re.findall(r"^\.venv/bin/locust (.*)$", readme, re.MULTILINE)
+async def told(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    return out.decode()
+
+
+async def test_the_readme_has_all_options_that_the_page_of_locust_asks_for() -> None:
+    code = "import locustfile; from locust.argument_parser import ui_extra_args_dict as page; print(*page([]))"
+    ours = {f"--{name.replace('_', '-')}" for name in (await told("-c", code)).split()}
+    rows = re.findall(r"^\| (`--[^|]*`) \|", README, re.MULTILINE)
+    assert {option for row in rows for option in re.findall(r"--[a-z-]+", row)} == ours
+    # Locust's own --help comes before it reads the file.
+    known = ours | set(re.findall(r"--[a-z-]+", await told("-m", "locust", "--help")))
+    users = (await told("-m", "locust", "--list")).split()
+    commands = re.findall(r"^\.venv/bin/locust (.*)$", README, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
-        assert set(re.findall(r"--[a-z-]+", command)) <= set(re.findall(r"--[a-z-]+", said[0]))
-        assert re.search(rf"^ +{command.split()[-1]}$", said[1], re.MULTILINE)
+        assert set(re.findall(r"--[a-z-]+", command)) <= known
+        assert command.split()[-1] in users
 
 
 async def test_wrong_lengths_end_the_test_before_it_begins(tmp_path: Path) -> None:
