@@ -77,8 +77,8 @@ async def locust(port: int | None, folder: Path, *arguments: str) -> Ended:
     return Ended(process.returncode or 0, out, log, {one["name"]: one for one in stats})
 
 
-class Texts(FakeModel):
-    """Vectors of texts as long as the demo's, one text at a time, each of which takes ten milliseconds."""
+class OneByOne(FakeModel):
+    """Vectors as long as the demo's, one input at a time, each of which takes ten milliseconds."""
 
     def __init__(self, part: Part) -> None:
         super().__init__(part.kind, part.entry.name)
@@ -89,7 +89,7 @@ class Texts(FakeModel):
         return [unit(item, length=DIM) for item in batch]
 
 
-class MixedUp(Texts):
+class MixedUp(OneByOne):
     """Gives each its own vector while it comes alone, and those of the others in a batch to each other."""
 
     def __init__(self, part: Part) -> None:
@@ -119,11 +119,11 @@ async def test_a_mixed_load_of_twenty_seconds_gets_right_answers_alone(tmp_path:
     }
 
 
-async def test_a_vector_of_another_input_fails_its_request(tmp_path: Path) -> None:
+async def test_a_vector_of_another_photo_fails_its_request(tmp_path: Path) -> None:
     async with TestServer(fake(MixedUp)) as served:
-        ended = await locust(served.port, tmp_path, "--users", "8", "--spawn-rate", "8", "--run-time", "2s", "ClipText")
+        ended = await locust(served.port, tmp_path, "--users", "8", "--spawn-rate", "8", "--run-time", "2s", "ClipImage")
     assert ended.code == 1
-    assert ended.stats["clip text"]["num_failures"] > 10
+    assert ended.stats["clip image"]["num_failures"] > 10
     with (tmp_path / "run_failures.csv").open(encoding="utf-8") as file:
         reasons = [row["Error"] for row in csv.DictReader(file)]
     assert reasons == ["WrongAnswer('it is nearer to the vector of another input than to its own')"]
@@ -168,7 +168,7 @@ async def test_no_server_and_wrong_names_end_the_test_with_a_sentence(tmp_path: 
 
 
 async def test_the_highest_load_within_a_latency_is_found_and_told(tmp_path: Path) -> None:
-    async with TestServer(fake(Texts)) as served:
+    async with TestServer(fake(OneByOne)) as served:
         search = ["--within-ms", "65", "--percentile", "90", "--step-s", "1"]
         ended = await locust(served.port, tmp_path, *search, "ClipText")
     assert ended.code == 0, ended.log
