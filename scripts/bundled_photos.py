@@ -12,8 +12,6 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines.preprocess import prepare
-
 # File, then captions; the first one is what the photo is found by.
 CAPTIONS = {
     "astronaut.png": ("a photo of an astronaut", "a woman in an orange space suit", "a smiling astronaut and a flag"),
@@ -49,6 +47,8 @@ def photo(name: str) -> Image.Image:
 
 def augmented(name: str, rng: Generator, size: int) -> NDArray[np.uint8]:
     """Return a random crop of a photo, (size, size, 3), as it is or darker; left and right stay."""
+    from engines.preprocess import prepare  # torch, which who wants the photos alone does without
+
     image = photo(name)
     share = rng.uniform(0.7, 1, 2)
     width, height = image.width * share[0], image.height * share[1]

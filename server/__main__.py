@@ -17,7 +17,7 @@ from engines.errors import EngineMissing, UnknownModel
 from server import logs, tracing
 from server.app import DOOR, Engines, create_app, engine_config, preload_parts
 from server.door import Door
-from server.settings import Settings, advice, variable
+from server.settings import Settings, advice, problems, variable
 from server.shelf import in_thread
 
 log = logging.getLogger("server")
@@ -35,10 +35,7 @@ def main() -> int:
         settings = Settings()
         preload_parts(settings)
     except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            name = variable(name) if name in Settings.model_fields else name
-            sys.stderr.write(f"{name} is {problem['input']!r}: {problem['msg']}\n")
+        sys.stderr.writelines(f"{sentence}\n" for sentence in problems(error))
         return 2
     except UnknownModel as error:
         sys.stderr.write(f"MACHINE_LEARNING_PRELOAD__…: {error}\n")

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, PlainValidator, field_validator, model_validator
+from pydantic import AliasChoices, Field, PlainValidator, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engines.model import Kind
@@ -260,6 +260,16 @@ def variable(field: str) -> str:
     """Return the environment variable of a field of Settings."""
     alias = Settings.model_fields[field].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else PREFIX + field.upper()
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Return a sentence for every setting that could not be read."""
+    sentences = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        name = variable(name) if name in Settings.model_fields else name
+        sentences.append(f"{name} is {problem['input']!r}: {problem['msg']}")
+    return sentences
 
 
 def advice(environ: Mapping[str, str] | None = None) -> list[str]:

@@ -1,0 +1,187 @@
+"""locustfile.py as a person runs it: Locust and the server as processes of their own, on the loopback.
+
+Locust changes the standard library of its process, so that nothing of it may be imported here.
+"""
+
+import asyncio
+import csv
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from server.app import create_app
+from server.settings import Settings
+from server.shelf import Part
+from tests.server.fakes import FakeModel, unit
+
+ROOT = Path(__file__).parents[1]
+DIM = 256  # of the demo
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run of Locust left: its exit code, what it wrote, and its statistics by kind of request."""
+
+    code: int
+    out: str
+    log: str
+    stats: dict[str, dict[str, Any]]
+
+
+@asynccontextmanager
+async def real_server(cache: Path) -> AsyncIterator[int]:
+    """Run the server as a user does, with eager PyTorch on a free port, and give that."""
+    environ = {
+        **os.environ,
+        "IMMICH_HOST": "127.0.0.1",
+        "IMMICH_PORT": "0",
+        "MACHINE_LEARNING_CACHE_FOLDER": str(cache),
+        "MACHINE_LEARNING_ENGINE": "eager",
+        "MACHINE_LEARNING_PRECISION": "float32",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "server", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            while not (listens := re.search(rb"listening on http://127.0.0.1:(\d+)", await process.stderr.readline())):
+                assert process.returncode is None
+        rest = asyncio.create_task(process.stderr.read())  # a full pipe would hold the server up
+        yield int(listens[1])
+    finally:
+        process.terminate()
+        await process.wait()
+    assert b"Traceback" not in await rest
+
+
+async def locust(port: int | None, folder: Path, *arguments: str) -> Ended:
+    command = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--host", f"http://127.0.0.1:{port}"]
+    command += ["--image-size", "320", "--csv", str(folder / "run"), "--json-file", str(folder / "run"), *arguments]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(150):
+            out, log = (part.decode() for part in await process.communicate())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert "Traceback" not in log, log
+    stats = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return Ended(process.returncode or 0, out, log, {one["name"]: one for one in stats})
+
+
+class OneByOne(FakeModel):
+    """Vectors as long as the demo's, one input at a time, each of which takes ten milliseconds."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part.kind, part.entry.name)
+        self.buckets = (1,)
+
+    def run(self, batch: list[Any]) -> list[Any]:
+        time.sleep(0.01)
+        return [unit(item, length=DIM) for item in batch]
+
+
+class MixedUp(OneByOne):
+    """Gives each its own vector while it comes alone, and those of the others in a batch to each other."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self.buckets = (1, 2, 4, 8)
+
+    def run(self, batch: list[Any]) -> list[Any]:
+        vectors = super().run(batch)
+        return vectors[1:] + vectors[:1]
+
+
+def fake(model: Callable[[Part], FakeModel]) -> web.Application:
+    return create_app(Settings(), lambda part: (model(part),), lambda: None)
+
+
+async def test_a_mixed_load_of_twenty_seconds_gets_right_answers_alone(tmp_path: Path) -> None:
+    async with real_server(tmp_path / "cache") as port:
+        ended = await locust(port, tmp_path, "--users", "6", "--spawn-rate", "6", "--run-time", "20s", "Mix")
+    assert ended.code == 0, ended.log
+    assert ended.stats.keys() == {"clip text", "clip image", "faces"}
+    assert all(one["num_failures"] == 0 and one["num_requests"] > 10 for one in ended.stats.values())
+    with (tmp_path / "run_stats.csv").open(encoding="utf-8") as file:
+        failures = {row["Name"]: row["Failure Count"] for row in csv.DictReader(file)}
+    assert failures == dict.fromkeys(["clip text", "clip image", "faces", "Aggregated"], "0")
+
+
+async def test_a_vector_of_another_photo_fails_its_request(tmp_path: Path) -> None:
+    async with TestServer(fake(MixedUp)) as served:
+        many = ["--users", "8", "--spawn-rate", "8", "--run-time", "2s"]
+        ended = await locust(served.port, tmp_path, *many, "ClipImage")
+    assert ended.code == 1
+    assert ended.stats["clip image"]["num_failures"] > 10
+    with (tmp_path / "run_failures.csv").open(encoding="utf-8") as file:
+        reasons = [row["Error"] for row in csv.DictReader(file)]
+    assert reasons == ["WrongAnswer('it is nearer to the vector of another input than to its own')"]
+
+
+async def told(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    return out.decode()
+
+
+async def test_the_readme_has_all_options_that_the_page_of_locust_asks_for() -> None:
+    code = "import locustfile; from locust.argument_parser import ui_extra_args_dict as page; print(*page([]))"
+    ours = {f"--{name.replace('_', '-')}" for name in (await told("-c", code)).split()}
+    rows = re.findall(r"^\| (`--[^|]*`) \|", README, re.MULTILINE)
+    assert {option for row in rows for option in re.findall(r"--[a-z-]+", row)} == ours
+    # Locust's own --help comes before it reads the file.
+    known = ours | set(re.findall(r"--[a-z-]+", await told("-m", "locust", "--help")))
+    users = (await told("-m", "locust", "--list")).split()
+    commands = re.findall(r"^\.venv/bin/locust (.*)$", README, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        assert set(re.findall(r"--[a-z-]+", command)) <= known
+        assert command.split()[-1] in users
+
+
+async def test_wrong_lengths_end_the_test_before_it_begins(tmp_path: Path) -> None:
+    async with TestServer(fake(lambda part: FakeModel(part.kind, part.entry.name))) as served:
+        ended = await locust(served.port, tmp_path, "--run-time", "60s", "ClipImage")
+    assert ended.code == 1
+    assert "a vector has not 256 numbers" in ended.log
+    assert not ended.stats
+
+
+async def test_no_server_and_wrong_names_end_the_test_with_a_sentence(tmp_path: Path) -> None:
+    ended = await locust(9, tmp_path, "--run-time", "60s", "ClipText")
+    assert ended.code == 1
+    assert "no answer from http://127.0.0.1:9" in ended.log
+    ended = await locust(9, tmp_path, "--run-time", "60s", "--clip-model", "ViT-B-33__openai", "ClipText")
+    assert ended.code == 1
+    assert "Did you mean" in ended.log
+
+
+async def test_the_highest_load_within_a_latency_is_found_and_told(tmp_path: Path) -> None:
+    async with TestServer(fake(OneByOne)) as served:
+        search = ["--within-ms", "65", "--percentile", "90", "--step-s", "1"]
+        ended = await locust(served.port, tmp_path, *search, "ClipText")
+    assert ended.code == 0, ended.log
+    *_, sentence, line = ended.out.strip().splitlines()
+    report = json.loads(line)
+    best = report["best"]
+    assert f"{best['users']} users at a time" in sentence
+    # One text takes ten milliseconds and one goes after the other: about six users wait 65 ms at most.
+    assert 2 <= best["users"] <= 6
+    assert best["late_ms"] <= 65
+    assert min(step["users"] for step in report["steps"] if step["late_ms"] > 65) == best["users"] + 1
