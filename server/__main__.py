@@ -17,7 +17,7 @@ from engines.errors import EngineMissing, UnknownModel
 from server import logs, tracing
 from server.app import DOOR, Engines, create_app, engine_config, preload_parts
 from server.door import Door
-from server.settings import Settings, advice, problems, variable
+from server.settings import Settings, advice, problems
 from server.shelf import in_thread
 
 log = logging.getLogger("server")
