@@ -27,7 +27,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
 FILE, TEST = "engines/palette.py", "tests/engines/test_palette.py"
-COPIED = ("engines", "server", "scripts", "README.md", "pyproject.toml", "setup.cfg")
+COPIED = ("docs", "engines", "server", "scripts", "README.md", "pyproject.toml", "setup.cfg")
 
 # The way of the server, in a process of its own: 64 requests at once. Prints the sizes of the batches they rode in.
 TOGETHER = """
