@@ -92,20 +92,8 @@ def _drawn(seed: int) -> NDArray[np.uint8]:
     return np.asarray(scenes.photo(np.random.default_rng([pictures.SEED, seed]), *SIZE))
 
 
-def _settings(options: Options, model: str) -> Settings:
-    return Settings().model_copy(
-        update={
-            "cache_folder": options.cache,
-            "untrained": model != catalog.DEMO,
-            "engine": options.engine,
-            "precision": options.precision,
-            "device": options.device,
-        }
-    )
-
-
 async def _against_the_engine(options: Options, folder: Path, wanted: dict[str, str]) -> list[Row]:
-    settings = _settings(options, options.model)
+    settings = options.settings(untrained=options.model != catalog.DEMO)
     entry = catalog.clip(options.model)
     async with inside(settings, [Part("visual", entry)]) as ready:
         info = ready.loaded[0].model.info
@@ -149,7 +137,7 @@ def full_batches(model: Any, item: NDArray[np.uint8], seconds: float) -> float:
 async def _many(options: Options, folder: Path) -> list[Row]:
     """Measure PHOTOS with the demo model, and a second run that finds nothing new."""
     options = replace(options, engine="auto", precision="auto")
-    settings = _settings(options, catalog.DEMO)
+    settings = options.settings(untrained=False)
     async with inside(settings, [Part("visual", catalog.clip(catalog.DEMO))]) as ready:
         with tempfile.TemporaryDirectory() as place:
             tell(f"bulk: {PHOTOS} photos")

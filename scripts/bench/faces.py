@@ -7,7 +7,7 @@ untrained weights as ours. Faces are held to be the same before anything is time
 import asyncio
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,8 +24,9 @@ from scripts.bench import pictures, served
 from scripts.bench.ceiling import Ceiling
 from scripts.bench.options import Options
 from scripts.bench.record import Row, row
-from scripts.bench.turns import Ended, in_turn, pace
-from scripts.bench.way import closed_loop, whole
+from scripts.bench.turns import Ended, closed_loop, in_turn, pace
+from scripts.bulk.inside import inside
+from server.app import engine_config
 from server.predict import Predictor
 from server.shelf import Part
 from server.wire import Ask, Face
@@ -87,19 +88,22 @@ def measure(options: Options, ceiling: Ceiling) -> list[Row]:
 
 
 async def _at(options: Options, smallest: int, wanted: Mapping[str, str]) -> list[Row]:
-    config = replace(options.config(), min_face=smallest)
+    settings = options.settings().model_copy(update={"min_face": smallest})
+    config = engine_config(settings)
     device = host_of(pick_devices(config)[0])
     network = recognisers.recogniser_subject(catalog.face(MODEL), config, torch.device("cpu")).networks[0].module
     assert isinstance(network, recognisers.Embedder)  # noqa: S101 - see recogniser_subject
     rival = Rival(MTCNN(keep_all=True, min_face_size=smallest, device=device), network.body.to(device), device)
     entry = catalog.face(MODEL)
     rows = []
-    async with whole(config, [Part("detection", entry), Part("recognition", entry)]) as (predictor, running):
+    async with inside(settings, [Part("detection", entry), Part("recognition", entry)]) as ready:
+        infos = [one.model.info for one in ready.loaded]
+        running = {info.kind: served.Running(f"{info.backend} {info.precision}", info.reason) for info in infos}
         if wrong := served.others(wanted, running, options):
             raise Ended(f"what was built does not run, so nothing is measured: {wrong}")
         engine = ", ".join(dict.fromkeys(one.engine for one in running.values()))
         for faces, size in [*((count, pictures.PREVIEW) for count in COUNTS), *((SIZED, size) for size in SIZES)]:
-            rows += await _of(Photo(faces, size, smallest), options, predictor, rival, engine)
+            rows += await _of(Photo(faces, size, smallest), options, ready.predictor, rival, engine)
     return rows
 
 

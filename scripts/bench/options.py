@@ -5,7 +5,7 @@ Knows the command line. Does not know what is measured, nor how.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -51,17 +51,21 @@ class Options:
         """The model, where one is measured."""
         return self.models[0]
 
-    def config(self) -> Config:
-        """Return the settings for engines in this process: those of the environment, with what is asked for here."""
-        config = engine_config(Settings())
-        return replace(
-            config,
-            cache_folder=self.cache,
-            untrained=True,
-            engine=self.engine,  # type: ignore[arg-type]  # the parser lets nothing else through
-            precision=self.precision,  # type: ignore[arg-type]  # the same
-            device=self.device,  # type: ignore[arg-type]  # the same
+    def settings(self, *, untrained: bool = True) -> Settings:
+        """Return the settings for models in this process: those of the environment, with what is asked for here."""
+        return Settings().model_copy(
+            update={
+                "cache_folder": self.cache,
+                "untrained": untrained,
+                "engine": self.engine,
+                "precision": self.precision,
+                "device": self.device,
+            }
         )
+
+    def config(self) -> Config:
+        """Return the same for engines without a server."""
+        return engine_config(self.settings())
 
     def environment(self) -> dict[str, str]:
         """Return the variables that tell a server the same."""

@@ -1,8 +1,9 @@
 """Measuring in turn: A B A B, so that what else happens on a machine meets both alike. Knows clocks, nothing else."""
 
+import asyncio
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -69,3 +70,21 @@ def rate(work: Callable[[], object], seconds: float, threads: int = 1) -> float:
     with ThreadPoolExecutor(threads) as pool:
         done = sum(one.result() for one in [pool.submit(worker) for _ in range(threads)])
     return done / (time.perf_counter() - started)
+
+
+async def closed_loop(answer: Callable[[int], Awaitable[object]], callers: int, seconds: float) -> float:
+    """Return the answers per second that so many callers get who each ask again when they are answered.
+
+    `answer` takes the number of the caller.
+    """
+    answered = 0
+    started = time.perf_counter()
+
+    async def caller(number: int) -> None:
+        nonlocal answered
+        while time.perf_counter() - started < seconds:
+            await answer(number)
+            answered += 1
+
+    await asyncio.gather(*(caller(number) for number in range(callers)))
+    return answered / (time.perf_counter() - started)

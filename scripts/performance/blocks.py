@@ -88,7 +88,9 @@ def command(run: Sequence[Result]) -> str:
     rows = [one.row for one in run]
     whats = list(dict.fromkeys(row.what for row in rows if row.what != "ceiling"))
     served = {row.engine.rpartition(" ")[2] for row in rows if row.what in ("http", "text", "start")}
-    models = list(dict.fromkeys(row.model for row in rows if row.what not in ("faces", "ceiling") and row.model))
+    models = list(
+        dict.fromkeys(row.model for row in rows if row.what not in ("bulk", "ceiling", "faces") and row.model)
+    )
     rounds = max(row.rounds for row in rows)
     words = [COMMAND, *whats]
     words += ["--precision int8"] if served == {"int8"} else []

@@ -1,9 +1,10 @@
 """Sides take turns, and clocks count what they say."""
 
+import asyncio
 import threading
 import time
 
-from scripts.bench.turns import in_turn, pace, processor_time
+from scripts.bench.turns import closed_loop, in_turn, pace, processor_time
 
 
 def test_sides_are_measured_in_turn() -> None:
@@ -38,3 +39,15 @@ def test_processor_time_counts_all_threads() -> None:
             thread.join()
 
     assert processor_time(two, 0) >= 0.1
+
+
+async def test_callers_who_ask_again_when_they_are_answered_ask_once_at_least() -> None:
+    asked: list[int] = []
+
+    async def answer(number: int) -> None:
+        asked.append(number)
+        await asyncio.sleep(0)
+
+    rate = await closed_loop(answer, 3, 0.01)
+    assert set(asked) == {0, 1, 2}
+    assert 0 < rate <= len(asked) / 0.01
