@@ -39,6 +39,7 @@ WANTED = (
     "open-clip-torch",
     "orjson",
     "pillow",
+    "prometheus-client",
     "psutil",
     "pydantic",
     "pydantic-settings",

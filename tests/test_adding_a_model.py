@@ -209,7 +209,9 @@ async def test_what_the_page_says_makes_a_model_that_is_served_batched_and_gated
     found = {one["kind"]: one for one in loaded}
     assert set(found) == {"visual", "textual"}
     assert all(one["name"] == "palette" and one["bytes"] > 0 and not one["untrained"] for one in loaded)
-    assert "eager float32" in found["visual"]["reason"]
+    # So small a network may be as fast either way.
+    told = ("x eager float32 here", "faster here than the best that passed, torchscript float32")
+    assert any(words in found["visual"]["reason"] for words in told)
 
 
 def test_requests_that_come_together_ride_in_few_batches(project: Path) -> None:
