@@ -10,20 +10,22 @@ import simplejpeg
 from numpy.typing import NDArray
 
 MODES = ("RGB", "L")  # of Pillow, whose pixels are the same here
+# What the decoder scales by in the time of a full decode or less. It knows all eighths, but for the others it has no
+# vector code: 12 megapixels took 39 ms in full, 65 ms at 7/8, 31 ms at 3/8, and 21 ms at 1/2.
+FACTORS = (8, 4, 2)
 
 
 def decode(data: bytes, width: int, height: int, shortest: int = 0) -> NDArray[np.uint8] | None:
     """Return the pixels (H, W, 3) uint8 RGB of a JPEG of `width` x `height` pixels by its header, None if it is odd.
 
-    H, W are `height`, `width`, or with `shortest` the smallest size of at least that many pixels on both sides that
-    the decoder can scale to, in eighths.
+    H, W are `height`, `width`, or with `shortest` a half, a quarter or an eighth of them, rounded up: the smallest that
+    keeps at least so many pixels on both sides, if there is one.
     """
+    factor = next((one for one in FACTORS if shortest and min(width, height) >= one * shortest), 1)
+    size = -(-height // factor), -(-width // factor)
     try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=min(shortest, height), min_width=min(shortest, width)
-        )
+        # The decoder takes the smallest of its scales that has so many pixels.
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=size[0], min_width=size[1])
     except ValueError:  # its only error; also what Pillow would forgive, as bytes between two markers
         return None
-    if not shortest and pixels.shape != (height, width, 3):
-        return None
-    return pixels
+    return pixels if pixels.shape == (*size, 3) else None

@@ -126,10 +126,14 @@ def _parts(options: Options, photos: Sequence[bytes], engine: str) -> Callable[[
     if here != engine:
         raise Ended(f"the server ran {engine}, the parts alone run {here}: measure again ({model.info.reason})")
     waiting = itertools.cycle(photos)
-    decoded = images.decode(photos[0], pictures.MAX_PIXELS)
-    item = model.prepare(decoded)
-    decode = processor_time(lambda: images.decode(next(waiting), pictures.MAX_PIXELS), PARTS_S)
-    prepare = processor_time(lambda: model.prepare(decoded), PARTS_S)
+
+    def decoded() -> images.Pixels:
+        return images.reduced(next(waiting), pictures.MAX_PIXELS, model.enough_pixels)[0]
+
+    picture = decoded()
+    item = model.prepare(picture)
+    decode = processor_time(decoded, PARTS_S)
+    prepare = processor_time(lambda: model.prepare(picture), PARTS_S)
 
     def alone(batch: int) -> list[float]:
         items = [item] * min(batch, model.buckets[-1])

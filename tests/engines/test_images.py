@@ -254,7 +254,18 @@ def test_a_large_jpeg_may_come_smaller_and_tells_its_size_in_full(orientation: i
     assert np.abs(pixels - expected).max() <= 3
 
 
-@pytest.mark.parametrize(("kind", "shortest"), [("JPEG", 0), ("JPEG", 1100), ("JPEG", 5000), ("PNG", 100)])
+@pytest.mark.parametrize(
+    ("shortest", "height"), [(600, 600), (601, 1200), (400, 600), (300, 300), (150, 150), (9, 150)]
+)
+def test_a_jpeg_is_halved_as_often_as_leaves_it_large_enough(shortest: int, height: int) -> None:
+    # Of 1200 rows. The decoder could scale to 7/8 or 3/8 as well, and would take longer than in full for that.
+    pixels, _ = images.reduced(encoded(SMOOTH, "JPEG"), 2_000_000, shortest)
+    assert pixels.shape == (height, height * 4 // 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shortest"), [("JPEG", 0), ("JPEG", 700), ("JPEG", 1100), ("JPEG", 5000), ("PNG", 100)]
+)
 def test_a_picture_comes_in_full_where_it_has_no_pixels_to_spare(kind: str, shortest: int) -> None:
     data = encoded(SMOOTH, kind)
     pixels, size = images.reduced(data, 2_000_000, shortest)
