@@ -1,6 +1,7 @@
-"""Bytes of a JPEG to pixels: ours in turn with Pillow, on one thread and on two."""
+"""Bytes of a JPEG to pixels: ours in turn with Pillow, on one thread and on two; and scaled, as for a CLIP vector."""
 
 import io
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from engines import images
+from engines import catalog, images
 from scripts.bench import pictures
 from scripts.bench.ceiling import Ceiling
 from scripts.bench.options import Options
@@ -38,7 +39,21 @@ def measure(options: Options, ceiling: Ceiling) -> list[Row]:
         rows.append(row("decode", f"{name}, greatest difference to Pillow", "levels", [float(difference.max())]))
         rows.append(row("decode", f"{name}, mean difference to Pillow", "levels", [float(difference.mean())]))
         rows.append(scaling("decode", name, partial(images.decode, data, pictures.MAX_PIXELS), options))
+        rows.append(_scaled(name, data, options))
     return rows
+
+
+def _scaled(name: str, data: bytes, options: Options) -> Row:
+    """Return how fast a picture is decoded for the first model of the options, beside in full."""
+    enough = math.ceil(options.settings().scaled_decode * catalog.clip(options.model).image_size)
+    sides: dict[str, Callable[[], float]] = {
+        case: partial(pace, partial(images.reduced, data, pictures.MAX_PIXELS, shortest), options.seconds)
+        for case, shortest in (("ours", enough), ("in full", 0))
+    }
+    found = in_turn(f"decode, {name}, scaled", sides, options.rounds)
+    per_s = [[1 / seconds for seconds in each] for each in found.values()]
+    case = f"{name} for {options.model}, baseline: ours in full"
+    return row("decode", case, "pictures/s", *per_s, goal="ratio >= 0.95")
 
 
 def by_pillow(data: bytes) -> NDArray[np.uint8]:
