@@ -93,18 +93,25 @@ def test_the_language_of_nllb_travels_with_the_text(tmp_path: Path) -> None:
     ],
 )
 def test_languages_have_their_flores_codes(language: str | None, code: str, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer.flores.cache_clear()
+    tokenizer._flores.cache_clear()
     assert tokenizer.flores(language) == code
     assert caplog.records == []
 
 
 def test_an_unknown_language_is_english_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer.flores.cache_clear()
+    tokenizer._flores.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert [tokenizer.flores("tlh\n" + "x" * 500) for _ in range(3)] == ["eng_Latn"] * 3
     assert len(caplog.records) == 1
     assert "\n" not in caplog.text.strip()
     assert len(caplog.text) < 300
+
+
+def test_of_a_long_language_no_more_is_remembered_than_its_beginning() -> None:
+    tokenizer._flores.cache_clear()
+    for end in range(50):
+        assert tokenizer.flores("de" + " " * 100_000 + str(end)) == "eng_Latn"
+    assert tokenizer._flores.cache_info().currsize == 1
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
