@@ -57,14 +57,14 @@ class Connections:
 
     def joined(self, connection: "Connection") -> None:
         """Count a new connection, and make room for it: it is refused where none is idle."""
-        self._open.add(connection)
-        if len(self._open) > self.limits.count:
+        if len(self._open) >= self.limits.count:
             self._tell()
-            connection.refused = not self._make_room()
-            if connection.refused and len(self._open) > 2 * self.limits.count:
-                connection.drop()  # even the answer that there is no room has its limit
-                self._open.discard(connection)
-                return
+            self._make_room()
+        if len(self._open) >= 2 * self.limits.count:
+            connection.drop()  # even the answer that there is no room has its limit
+            return
+        connection.refused = len(self._open) >= self.limits.count
+        self._open.add(connection)
         self._fresh[connection] = None
 
     def left(self, connection: "Connection") -> None:
@@ -82,15 +82,14 @@ class Connections:
         if connection in self._open:
             self._resting[connection] = None
 
-    def _make_room(self) -> bool:
-        """Close the connection that is idle for longest; return whether there was one."""
+    def _make_room(self) -> None:
+        """Close the connection that is idle for longest, if there is one; where some were refused, one of them."""
         for idle in (self._fresh, self._resting):
             oldest = next(iter(idle), None)
             if oldest is not None and oldest.is_idle():
                 self.left(oldest)
                 oldest.drop()
-                return True
-        return False
+                return
 
     def _tell(self) -> None:
         self._closed += 1

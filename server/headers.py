@@ -22,7 +22,8 @@ PREFLIGHT_S = 600  # for which a browser need not ask again
 async def secure(request: web.Request, response: web.StreamResponse) -> None:
     """Add what an answer lacks of HEADERS, just before it is written."""
     for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
+        if name not in response.headers or name == hdrs.SERVER:
+            response.headers[name] = value
 
 
 def cors(origins: tuple[str, ...]) -> Middleware:

@@ -169,8 +169,8 @@ def test_a_megabyte_of_what_is_hard_to_clean_is_cheap(piece: str) -> None:
 
 def test_long_words_are_not_remembered() -> None:
     bpe._known_ids.cache_clear()
-    for number in range(300):
-        bpe.encode(f"{number}" + "x" * 100_000, CONTEXT)
+    for length in range(bpe.REMEMBERED + 1, 300):
+        bpe.encode("x" * length, CONTEXT)
     assert bpe._known_ids.cache_info().currsize == 0
     bpe.encode("short words are", CONTEXT)
     assert bpe._known_ids.cache_info().currsize == 3

@@ -97,7 +97,7 @@ async def test_all_bodies_together_have_their_limit_and_who_waits_is_answered_in
             small.send(head % (kind, len(text)) + text)
             assert (await small.answer())[0] == 200
         slow.writer.close()
-        assert [(await caller.answer())[0] for caller in callers] == [422] * 5
+        assert [(await caller.answer())[0] for caller in callers] == [413] * 5  # what they send is no form
         assert app[BODIES].used == 0
 
 

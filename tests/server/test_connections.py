@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
+from server import connections
 from server.connections import Limits, affordable
 from server.headers import HEADERS
 from tests.server.fakes import FakeEngines, fake_app, listening
@@ -166,10 +167,29 @@ async def test_where_none_is_idle_the_answer_is_503_and_the_server_still_says_th
             assert "connections" in orjson.loads(body)["detail"]
         assert len([line for line in told(caplog) if line.name == "server.access"]) == 1
         assert await ping(port) == 200
-        async with calling_all(port, 20) as flood:
-            assert await flood[-1].ended()
+        async with calling_all(port, 20) as flood:  # and say nothing: each makes room for the next
+            assert all([await caller.ended() for caller in flood[:-1]])
         engines.gate.set()
         assert [(await caller.answer())[0] for caller in busy] == [200] * 3
+
+
+async def test_beyond_twice_the_limit_nobody_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "REST_S", 100)  # the answers stay on their way
+    engines = FakeEngines()
+    engines.gate.clear()
+    app = fake_app(engines)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\n{KIND}\r\nContent-Length: %d\r\n\r\n"
+    async with listening(app, Limits(count=2)) as port, calling_all(port, 2) as busy, calling_all(port, 2) as refused:
+        for caller in busy:
+            caller.send((head % len(TEXT)).encode() + TEXT)
+        await until_inside(app, 2)
+        for caller in refused:
+            caller.send((head % 100_000).encode())  # the rest of such a body is waited for
+            assert (await caller.answer())[0] == 503
+        async with calling(port) as dropped:
+            assert await dropped.ended()
+        engines.gate.set()
+        assert [(await caller.answer())[0] for caller in busy] == [200] * 2
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from server import keys
-from server.app import create_app
+from server.app import PREDICTOR, create_app
 from server.keys import KeyFileError, Keys
 from server.settings import Settings, problems
 from tests.server.fakes import FakeEngines, fake_app, serving
@@ -55,7 +54,7 @@ async def test_each_key_opens_in_each_way(headers: dict[str, str]) -> None:
         {"x-api-key": FIRST[:-1]},
         {"x-api-key": FIRST + "x"},
         {"x-api-key": BOTH},
-        {"x-api-key": "ä" * 5000},
+        {"x-api-key": "ä" * 1000},
         {"Authorization": FIRST},
         {"Authorization": f"Digest {FIRST}"},
         {"Authorization": "Basic not base64"},
@@ -70,10 +69,10 @@ async def test_anything_else_is_401_with_one_line_that_has_no_key(
     caplog.set_level(logging.INFO)
     engines = FakeEngines()
     async with serving(fake_app(engines, api_keys=BOTH)) as client:
-        async with client.post("/predict", data=form(TEXT, text="x"), headers=headers) as response:
-            assert (response.status, response.reason) == (401, "API key required")
-            assert response.headers["WWW-Authenticate"] == 'Bearer realm="Facet"'
-            assert "x-api-key" in (await response.json())["detail"]
+        response = await client.post("/predict", data=form(TEXT, text="x"), headers=headers)
+        assert (response.status, response.reason) == (401, "API key required")
+        assert response.headers["WWW-Authenticate"] == 'Bearer realm="Facet"'
+        assert "x-api-key" in (await response.json())["detail"]
     assert len(lines(caplog)) == 1
     assert not any(part in caplog.text for part in (FIRST[:-1], SECOND[:-1]))
     assert engines.loads == []
@@ -96,7 +95,7 @@ async def test_what_is_free_by_default() -> None:
             "/openapi.json",
         )
         assert set((await statuses(client, *free)).values()) == {200}
-        asked = ("/", "/models", "/metrics", "/nowhere", "/app/../models", "/ping/", "//ping", "/PING", "/predict")
+        asked = ("/", "/models", "/metrics", "/nowhere", "/app/../models", "/ping/", "/PING", "/predict")
         assert set((await statuses(client, *asked)).values()) == {401}
 
 
@@ -149,7 +148,7 @@ def test_a_file_that_will_not_do_at_the_start_ends_it(content: str | None, tmp_p
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content, encoding="utf-8")
-    with pytest.raises(KeyFileError, match="cannot be read|under 16 letters"):
+    with pytest.raises(KeyFileError, match=r"cannot be read|under 16 letters"):
         create_app(Settings(api_key_file=file), lambda part: (), lambda: None)
 
 
@@ -163,14 +162,14 @@ def test_an_empty_file_lets_nobody_in(tmp_path: Path) -> None:
 
 def test_every_key_is_compared_each_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[int, int]] = []
+    constant_time = hmac.compare_digest
 
     def compare(one: bytes, other: bytes) -> bool:
         compared.append((len(one), len(other)))
-        return hmac.compare_digest(one, other)
+        return constant_time(one, other)
 
     held = Keys([SecretStr(FIRST), SecretStr(SECOND), SecretStr("third-key-0123456789")])
-    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
-    monkeypatch.setattr(hmac, "compare_digest", hmac.compare_digest)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     assert held.known(FIRST.encode()) is not None
     assert held.known(b"x" * 100_000) is None
     assert compared == [(32, 32)] * 6  # the first one matched, and the others were compared all the same
@@ -187,17 +186,19 @@ def test_keys_are_not_shown_by_the_settings_nor_by_what_is_wrong_with_them(monke
     assert "hunter2" not in sentence
 
 
-async def test_the_owner_of_a_key_has_a_turn_of_its_own_in_the_queues() -> None:
-    engines = FakeEngines()
-    app = fake_app(engines, api_keys=BOTH)
-    flows = set()
+async def test_the_owner_of_a_key_has_a_turn_of_its_own_in_the_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = fake_app(FakeEngines(), api_keys=BOTH)
+    flows = []
+    answer = app[PREDICTOR].answer
+
+    async def noted(ask: Any, flow: Any, watch: Any) -> Any:
+        flows.append(flow)
+        return await answer(ask, flow, watch)
+
+    monkeypatch.setattr(app[PREDICTOR], "answer", noted)
     async with serving(app) as client:
         for key in (FIRST, SECOND, FIRST):
             response = await client.post("/predict", data=form(TEXT, text="x"), headers={"x-api-key": key})
             assert response.status == 200
-            flows.add(Keys(app_keys(BOTH)).known(key.encode()))
-    assert len(flows) == 2
-
-
-def app_keys(text: str) -> list[SecretStr]:
-    return [SecretStr(key) for key in text.split(",")]
+    assert flows[0] == flows[2] != flows[1]
+    assert FIRST not in str(flows)
