@@ -42,5 +42,5 @@ def test_each_line_is_proved_by_a_test_that_exists(row: list[str]) -> None:
 def test_every_limit_of_the_settings_is_in_it() -> None:
     limits = re.findall(r"`MACHINE_LEARNING_((?:MAX|QUEUE)_\w+|\w+_TIMEOUT_S|BODY_\w+)`", TEXT)
     fields = {name for name in Settings.model_fields if re.fullmatch(r"max_\w+|queue_\w+|\w+_timeout_s|body_\w+", name)}
-    # An idle connection that is closed crosses nothing; the sizes of parts and texts are tried together with their number.
+    # An idle connection that is closed crosses nothing; sizes of parts and texts are tried with the number of parts.
     assert fields - {name.lower() for name in limits} == {"http_keepalive_timeout_s", "max_part_mb", "max_text_bytes"}

@@ -179,15 +179,17 @@ async def test_beyond_twice_the_limit_nobody_gets_an_answer(monkeypatch: pytest.
     engines.gate.clear()
     app = fake_app(engines)
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\n{KIND}\r\nContent-Length: %d\r\n\r\n"
-    async with listening(app, Limits(count=2)) as port, calling_all(port, 2) as busy, calling_all(port, 2) as refused:
+    async with listening(app, Limits(count=2)) as port, calling_all(port, 2) as busy:
         for caller in busy:
             caller.send((head % len(TEXT)).encode() + TEXT)
         await until_inside(app, 2)
-        for caller in refused:
-            caller.send((head % 100_000).encode())  # the rest of such a body is waited for
-            assert (await caller.answer())[0] == 503
-        async with calling(port) as dropped:
-            assert await dropped.ended()
+        async with AsyncExitStack() as refused:
+            for _ in range(2):
+                caller = await refused.enter_async_context(calling(port))
+                caller.send((head % 100_000).encode())  # the rest of such a body is waited for
+                assert (await caller.answer())[0] == 503
+            async with calling(port) as dropped:
+                assert await dropped.ended()
         engines.gate.set()
         assert [(await caller.answer())[0] for caller in busy] == [200] * 2
 

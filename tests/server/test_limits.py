@@ -31,7 +31,7 @@ async def test_each_limit_of_a_form_is_413_with_one_line(
 ) -> None:
     caplog.set_level(logging.INFO)
     async with serving(fake_app(FakeEngines(), **settings)) as client:
-        async with client.post("/predict", data=body, headers=MULTIPART) as response:
+        async with client.post("/predict", data=io.BytesIO(body), headers=MULTIPART) as response:
             assert response.status == 413
             assert variable in (await response.json())["detail"]
         assert len(lines(caplog)) == 1
