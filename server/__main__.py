@@ -99,7 +99,10 @@ async def serve(
         shutdown_timeout=1.0,  # for the last answers to be written: the grace time is over by then
     )
     limits = connections.Limits(
-        affordable(settings.max_connections), settings.header_timeout_s, settings.http_keepalive_timeout_s
+        affordable(settings.max_connections),
+        settings.header_timeout_s,
+        settings.http_keepalive_timeout_s,
+        settings.body_timeout_s,
     )
     stop = asyncio.Event()
     hurry = asyncio.Event()

@@ -32,11 +32,12 @@ TOLD_S = 10.0  # between two lines about connections that were closed to make ro
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections there may be, and the seconds for the headers of a request and between two requests."""
+    """How many connections there may be, and seconds: for headers, between requests, without taking of an answer."""
 
     count: int = 2000
     header_s: float = 20.0
     keepalive_s: float = 75.0
+    write_s: float = 30.0
 
 
 class Connections:
@@ -121,8 +122,10 @@ class Connection(web.RequestHandler):
         self._connections = connections
         self._clock = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
         self._heard = False
         self._busy = False
+        self._answers = 0
         self._rests_since = 0.0
         self._body: StreamReader | None = None  # of the last request, where it has not come as a whole
 
@@ -135,6 +138,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget it."""
         self._stop()
+        if self._writing is not None:
+            self._writing.cancel()
         self._connections.left(self)
         super().connection_lost(exc)
 
@@ -154,9 +159,12 @@ class Connection(web.RequestHandler):
     def ends(self, request: web.Request) -> None:
         """Note that its answer is ready to be written."""
         self._busy = False
+        self._answers += 1
         self._body = None if request.content.is_eof() else request.content
         self._rests_since = self._clock.time()
         self._connections.rests(self)
+        if self._writing is None:
+            self._writing = self._clock.call_later(self._connections.limits.write_s, self._look_at_answer)
 
     def is_idle(self) -> bool:
         """Whether it can be closed without loss: nothing is asked, and the last answer was written."""
@@ -199,6 +207,20 @@ class Connection(web.RequestHandler):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _look_at_answer(self, left: int | None = None, answers: int = 0) -> None:
+        """Close it where nothing was taken since `left` bytes after so many answers were left, else look again."""
+        self._writing = None
+        size = 0 if self.transport is None else self.transport.get_write_buffer_size()
+        if self.transport is None or not size:
+            return
+        if left is not None and size >= left and answers == self._answers:
+            log.info("an answer was not taken for %g s: its connection is closed", self._connections.limits.write_s)
+            self.transport.abort()
+            return
+        self._writing = self._clock.call_later(
+            self._connections.limits.write_s, self._look_at_answer, size, self._answers
+        )
 
     def _headers_late(self) -> None:
         self._timer = None

@@ -204,7 +204,10 @@ class Settings(BaseSettings):
         "else 408.",
     )
     body_timeout_s: float = Field(
-        30, gt=0, description="Seconds without a byte after which a request's body is given up with 408."
+        30,
+        gt=0,
+        description="Seconds without a byte after which a request's body is given up with 408, or an answer that its "
+        "client does not take.",
     )
     body_bytes_per_s: int = Field(
         10_000,

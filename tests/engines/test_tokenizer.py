@@ -1,5 +1,6 @@
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,43 @@ def test_no_text_costs_more_than_20_ms(text: str, tmp_path: Path) -> None:
             encode(text, None)
             costs.append(time.process_time() - start)
         assert min(costs) < 0.02
+
+
+def pieces() -> list[str]:
+    """Return a vocabulary of letters and words of them, as large as real ones are wide."""
+    rng = np.random.default_rng(0)
+    words = {"".join(rng.choice(list("abcdefgh"), rng.integers(2, 16))) for _ in range(20_000)}
+    return [*"abcdefgh", *sorted(words), *("a" * length for length in range(2, 17))]
+
+
+def unigram() -> Any:
+    return models.Unigram([("<unk>", 0.0), *((piece, -1.0 - len(piece) / 10) for piece in pieces())], 0, False)
+
+
+def wordpiece() -> Any:
+    words = ["[UNK]", *pieces(), *(f"##{piece}" for piece in pieces())]
+    return models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")  # noqa: S106 - not a password
+
+
+def bpe_of_one_letter() -> Any:
+    lengths = (1, 2, 4, 8)
+    vocabulary = {"a" * length: i for i, length in enumerate((*lengths, 16))}
+    return models.BPE(vocabulary, [("a" * length, "a" * length) for length in lengths])
+
+
+@pytest.mark.parametrize("kind", [unigram, wordpiece, bpe_of_one_letter])
+def test_a_word_of_100_000_letters_is_cheap_for_every_kind_of_tokenizer(
+    kind: Callable[[], Any], tmp_path: Path
+) -> None:
+    build: Any = PreTrainedTokenizerFast
+    build(tokenizer_object=Tokenizer(kind()), pad_token="a").save_pretrained(tmp_path)  # noqa: S106 - not a password
+    encode = tokenizer.from_folder(SIGLIP, tmp_path)
+    encode("warm", None)
+    for text in ("a" * 100_000, "abcdefgh" * 12_500, "İ" * 100_000):
+        times = []
+        for _ in range(5):
+            started = time.thread_time()
+            ids = encode(text, None)
+            times.append(time.thread_time() - started)
+        assert min(times) < 0.02
+        assert ids.shape == (SIGLIP.context_length,)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import resource
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -241,6 +242,41 @@ async def test_what_fails_beyond_all_handlers_is_told_in_json_and_the_log_has_th
         caller.send(PING)
         assert await caller.ended()
     assert "a signal failed" in caplog.text
+
+
+async def test_answers_that_nobody_takes_are_given_up_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        async with listening(fake_app(FakeEngines()), Limits(write_s=0.3)) as port:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", port))
+            await loop.sock_sendall(sock, b"GET /app/drawings.js HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+            async with asyncio.timeout(20):
+                while not told(caplog):  # noqa: ASYNC110 - a state, no event
+                    await asyncio.sleep(0.01)
+            assert await ping(port) == 200
+    assert [line.getMessage() for line in told(caplog)] == [
+        "an answer was not taken for 0.3 s: its connection is closed"
+    ]
+
+
+async def test_an_answer_that_is_taken_slowly_comes_as_a_whole() -> None:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        async with listening(fake_app(FakeEngines()), Limits(write_s=0.2)) as port:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(sock, ("127.0.0.1", port))
+            request = b"GET /app/drawings.js HTTP/1.1\r\nHost: x\r\n\r\n"
+            await loop.sock_sendall(sock, request * 300 + request.replace(b"Host", b"Connection: close\r\nHost"))
+            came = 0
+            async with asyncio.timeout(30):
+                while piece := await loop.sock_recv(sock, 200_000):
+                    came += piece.count(b"HTTP/1.1 200")
+                    await asyncio.sleep(0.001)  # slower than it could be
+    assert came == 301
 
 
 @pytest.fixture
