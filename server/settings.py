@@ -19,7 +19,7 @@ from server.lists import FreeRoutes, Names, Ordinals, Origins, Secrets
 
 PREFIX = "MACHINE_LEARNING_"
 # An empty value means "not set" (compose files pass unset variables on as empty ones), except where it says something.
-_EMPTY_MEANS_EMPTY = {"face_alias", f"{PREFIX}API_KEY_FREE", "api_key_free"}
+_EMPTY_MEANS_EMPTY = {"face_alias", "api_key_free"}
 
 # Settings of the reference deployment that have no meaning here, as patterns of names.
 REPLACED = {

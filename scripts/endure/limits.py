@@ -26,7 +26,7 @@ from scripts.load import inputs
 TIMES, SHORT_TIMES = 500, 40
 AT_ONCE = 20
 WAIT_S = 60.0
-GROWTH_MB = 24.0  # what allocators keep of the largest bodies; a leak of one body per crossing is far more
+GROWTH_MB = 24.0  # in the second half of the crossings, for allocators: a leak of bodies is far more
 SLOW_SENDERS = 200
 SLOW_BUFFER_MB = 0.4  # read ahead of each by asyncio and aiohttp while its body waits for room
 KEY = "endurance-key-0123456789"
@@ -92,7 +92,7 @@ async def rows(options: Options) -> list[Row]:
 
 async def _row(one: Crossing, times: int, server: Served, log: Path) -> Row:
     process = psutil.Process(server.pid)
-    before, lines = process.memory_info().rss, _lines(log, one.status)
+    lines = _lines(log, one.status)
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def cross() -> int:
@@ -100,7 +100,9 @@ async def _row(one: Crossing, times: int, server: Served, log: Path) -> Row:
             return await one.send(server.port)
 
     async with _beside(server.port) as beside:
-        statuses = await asyncio.gather(*(cross() for _ in range(times)))
+        statuses = await asyncio.gather(*(cross() for _ in range(times // 2)))
+        before = process.memory_info().rss  # by then the allocators keep what so many at once take
+        statuses += await asyncio.gather(*(cross() for _ in range(times - times // 2)))
     grown = (process.memory_info().rss - before) / 1e6
     told = _lines(log, one.status) - lines
     wrong = sum(status not in (0, one.status) for status in statuses) + beside.wrong

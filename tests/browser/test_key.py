@@ -22,9 +22,11 @@ async def guarded(browser: Browser) -> AsyncIterator[Tab]:
     server = TestServer(fake_app(FakeEngines(), api_keys=KEY))
     await server.start_server()
     tab = await Tab.open(browser, str(server.make_url("/")), WIDE, "light")
-    yield tab
-    await tab.close()
-    await server.close()
+    try:
+        yield tab
+        await tab.close()
+    finally:
+        await server.close()
 
 
 async def enter(tab: Tab, key: str) -> None:
@@ -57,7 +59,8 @@ async def test_who_closes_the_question_is_not_asked_again_and_told_why_nothing_w
     await expect(tab.find("#key")).to_be_visible()
     await tab.page.keyboard.press("Escape")
     await expect(tab.find("#loaded")).to_contain_text("asks for an API key")
-    await tab.page.wait_for_response("**/metrics")  # the next look, a second later
+    async with tab.page.expect_response("**/metrics"):
+        pass  # the next look, a second later
     await expect(tab.find("#key")).to_be_hidden()
     assert all(refusal.startswith("401 ") for refusal in tab.refused)
     tab.refused.clear()

@@ -77,4 +77,4 @@ async def test_a_page_that_is_named_may_read_answers_and_errors(origins: str, al
 )
 def test_what_is_no_origin_is_refused_at_the_start(origins: str) -> None:
     with pytest.raises(ValidationError, match="without a path"):
-        Settings(cors_origins=origins)  # type: ignore[arg-type]  # as it comes from the environment
+        Settings(cors_origins=origins)

@@ -176,7 +176,7 @@ def test_every_key_is_compared_each_in_constant_time(monkeypatch: pytest.MonkeyP
 
 
 def test_keys_are_not_shown_by_the_settings_nor_by_what_is_wrong_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Settings(api_keys=BOTH)  # type: ignore[arg-type]  # as it comes from the environment
+    read = Settings(api_keys=BOTH)
     assert FIRST not in f"{read!r}{read.api_keys}{read.model_dump()}"
     monkeypatch.setenv("MACHINE_LEARNING_API_KEYS", f"{FIRST},hunter2")
     with pytest.raises(ValidationError) as caught:
