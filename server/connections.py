@@ -6,6 +6,7 @@ what is added here uses its public protocol class and nothing within it.
 """
 
 import asyncio
+import itertools
 import logging
 import resource
 import socket
@@ -25,8 +26,9 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024  # connections that the kernel holds until they are accepted
 BUFFER_BYTES = 1 << 16  # read ahead of each body: a body that waits for room costs twice that
 FILES_BESIDE = 200  # open files that are no connections: libraries, models, pipes of builds
-REST_S = 1.0  # after which an answer is surely on its way, so that an idle connection can be closed
+REST_S = 1.0  # after which an answer is surely on its way, and whole headers have come to their handler
 FREE = ("/ping", "/health/")
+LOOKED_AT = 50  # connections to find one that is idle: a flood must not cost a look at all of them each time
 TOLD_S = 10.0  # between two lines about connections that were closed to make room
 
 
@@ -52,9 +54,6 @@ class Connections:
         self._resting: dict[Connection, None] = {}
         self._closed = 0  # to make room, since that was last told
         self._told = float("-inf")
-
-    def __len__(self) -> int:
-        return len(self._open)
 
     def joined(self, connection: "Connection") -> None:
         """Count a new connection, and make room for it: it is refused where none is idle."""
@@ -85,12 +84,11 @@ class Connections:
 
     def _make_room(self) -> None:
         """Close the connection that is idle for longest, if there is one; where some were refused, one of them."""
-        for idle in (self._fresh, self._resting):
-            oldest = next(iter(idle), None)
-            if oldest is not None and oldest.is_idle():
-                self.left(oldest)
-                oldest.drop()
-                return
+        candidates = itertools.chain(*(itertools.islice(idle, LOOKED_AT) for idle in (self._fresh, self._resting)))
+        oldest = next((one for one in candidates if one.is_idle()), None)
+        if oldest is not None:
+            self.left(oldest)
+            oldest.drop()
 
     def _tell(self) -> None:
         self._closed += 1
@@ -145,7 +143,9 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; those that begin a request start its time."""
-        self._heard = True
+        if not self._heard:
+            self._heard = True
+            self._rests_since = self._clock.time()  # its headers may be whole: the handler is called in a moment
         if not self._busy and self._timer is None and (self._body is None or self._body.is_eof()):
             self._start()
         super().data_received(data)
@@ -167,7 +167,7 @@ class Connection(web.RequestHandler):
             self._writing = self._clock.call_later(self._connections.limits.write_s, self._look_at_answer)
 
     def is_idle(self) -> bool:
-        """Whether it can be closed without loss: nothing is asked, and the last answer was written."""
+        """Whether it can be closed without loss: nothing is asked or about to be, and the last answer was written."""
         if self._busy or self.transport is None:
             return False
         return not self._heard or (
@@ -201,6 +201,7 @@ class Connection(web.RequestHandler):
         return response
 
     def _start(self) -> None:
+        self._rests_since = self._clock.time()
         self._timer = self._clock.call_later(self._connections.limits.header_s, self._headers_late)
 
     def _stop(self) -> None:

@@ -5,7 +5,7 @@ import logging
 import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
 import orjson
@@ -172,6 +172,20 @@ async def test_where_none_is_idle_the_answer_is_503_and_the_server_still_says_th
             assert all([await caller.ended() for caller in flood[:-1]])
         engines.gate.set()
         assert [(await caller.answer())[0] for caller in busy] == [200] * 3
+
+
+async def test_a_request_that_just_came_is_not_closed_to_make_room() -> None:
+    """All bytes are there before the loop turns: connections are accepted, read and answered in the same few turns."""
+    async with listening(fake_app(FakeEngines()), Limits(count=20)) as port:
+        with ExitStack() as stack:
+            socks = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+            for sock in socks:
+                sock.sendall(PING)
+            await asyncio.sleep(0)  # they are accepted
+            late = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(15)]
+            answers = [await asyncio.to_thread(sock.recv, 1000) for sock in socks]
+            assert len(late) == 15
+    assert sum(answer.startswith(b"HTTP/1.1 200") for answer in answers) == 20
 
 
 async def test_beyond_twice_the_limit_nobody_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
