@@ -75,6 +75,7 @@ class Caller(FastHttpUser):
     network_timeout = 300.0  # as long as Immich waits
     kinds: ClassVar[tuple[Kind, ...]]
     ready: ClassVar[dict[Kind, Input]] = {}  # set when a test begins, the same for all users
+    api_key: ClassVar[str] = ""  # likewise
 
     def ask(self, kind: Kind) -> None:
         """Send the next input of a kind; the request fails unless the answer is right."""
@@ -143,7 +144,7 @@ def post(session: FastHttpSession, kind: Kind, one: Input, number: int) -> Respo
     return session.post(
         "/predict",
         data=body,  # type: ignore[arg-type]  # bytes are sent as they are
-        headers={"Content-Type": content_type},
+        headers={"Content-Type": content_type, **({"x-api-key": Caller.api_key} if Caller.api_key else {})},
         name=kind,
         catch_response=True,
     )
@@ -153,6 +154,7 @@ def post(session: FastHttpSession, kind: Kind, one: Input, number: int) -> Respo
 def add_options(parser: LocustArgumentParser) -> None:
     """Add what can be chosen; Locust's page asks for the same. Its --help has none of it, so that the README does."""
     add = parser.add_argument  # in a group of their own they would not be on the page
+    add("--api-key", default="", env_var="FACET_API_KEY", is_secret=True, help="API key that the server asks for")
     add("--clip-model", default=catalog.DEMO, help="CLIP model to ask for")
     add("--face-model", default=catalog.DEMO, help="face model to ask for")
     add("--face-min-score", type=float, default=0.7, help="least score of a face, 0 to 1")
@@ -178,7 +180,8 @@ def prepare(environment: Environment, **_: Any) -> None:
     if runner is None or isinstance(runner, MasterRunner):
         return  # it has no users
     environment.process_exit_code = None
-    options = environment.parsed_options or Namespace()
+    options = environment.parsed_options or Namespace(api_key="")
+    Caller.api_key = options.api_key
     callers = [user for user in environment.user_classes if issubclass(user, Caller)]
     wanted = dict.fromkeys(kind for caller in callers for kind in caller.kinds)
     try:

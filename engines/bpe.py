@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 FULL_VOCABULARY = 49408
 BYTE_TOKENS = 512  # the 256 bytes, each also in a form that ends a word
 SPECIAL_TOKENS = 2  # start and end, the two highest ids
+REMEMBERED = 64  # bytes of a word whose ids are kept: long ones are rare, and would fill the memory
 LONGEST_TOKEN = 32  # bytes; in the bundled vocabulary that is a row of eight emoji
 
 
@@ -47,7 +48,8 @@ def encode(text: str, context_length: int, vocab_size: int = FULL_VOCABULARY) ->
             ids.append(start if word == SPECIAL_WORDS[0] else end)
         else:
             # A longer word fills the context before it reaches its cut, so the merges at the cut are not seen.
-            ids.extend(_word_ids(word.encode()[:held], vocab_size - BYTE_TOKENS - SPECIAL_TOKENS))
+            letters, merges = word.encode()[:held], vocab_size - BYTE_TOKENS - SPECIAL_TOKENS
+            ids.extend(_known_ids(letters, merges) if len(letters) <= REMEMBERED else _word_ids(letters, merges))
     ids = [*ids[: room + 1], end]
     padded = np.zeros(context_length, np.int64)
     padded[: len(ids)] = ids
@@ -73,6 +75,11 @@ def _merger(merges: int) -> BPE:
 
 
 @lru_cache(maxsize=8192)
+def _known_ids(word: bytes, merges: int) -> tuple[int, ...]:
+    """Return the ids of the bytes of one word, remembered."""
+    return _word_ids(word, merges)
+
+
 def _word_ids(word: bytes, merges: int) -> tuple[int, ...]:
     """Return the ids of the bytes of one word."""
     encoder = _tables().byte_encoder

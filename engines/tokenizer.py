@@ -31,6 +31,7 @@ Ids = NDArray[np.int64]
 # Letters per token that are kept before a text is tokenised: more than the longest tokens of the vocabularies have, so
 # what is cut off would not have fitted the context either.
 LONGEST_TOKEN = 32
+LONGEST_LANGUAGE = 80  # letters
 ENGLISH = "eng_Latn"
 # Special tokens at the beginning of the vocabularies of transformers, which a stand-in leaves out.
 _RESERVED = 1000
@@ -102,22 +103,25 @@ def stand_in(entry: Clip) -> Tokenizer:
     return encode
 
 
-@lru_cache(maxsize=256)
 def flores(language: str | None) -> str:
     """Return the FLORES-200 code of a language like "de", "pt-BR" or "zh-Hant"; English for those without one.
 
     The codes are those of the NLLB vocabulary (NLLB Team, 2022, table 1).
     """
-    if language is None:
-        return ENGLISH
+    # Cut before it is remembered: a language comes from strangers, and may be as long as a form.
+    return ENGLISH if language is None else _flores(language[:LONGEST_LANGUAGE])
+
+
+@lru_cache(maxsize=256)
+def _flores(language: str) -> str:
     codes = _flores_codes()
-    tags = language[:80].replace("_", "-").lower().split("-")
+    tags = language.replace("_", "-").lower().split("-")
     for kept in range(len(tags), 0, -1):
         code = codes.get("-".join(tags[:kept]))
         if code is not None:
             return code
     # Once per language, since the answer is remembered.
-    log.warning("No language of NLLB is known for %r: texts in it are read as English", language[:80])
+    log.warning("No language of NLLB is known for %r: texts in it are read as English", language)
     return ENGLISH
 
 

@@ -14,9 +14,11 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from engines.errors import EngineMissing, UnknownModel
-from server import logs, tracing
-from server.app import DOOR, Engines, create_app, engine_config, preload_parts
+from server import connections, logs, tracing
+from server.app import DOOR, METRICS, Engines, create_app, engine_config, preload_parts
+from server.connections import Connections, affordable
 from server.door import Door
+from server.keys import KeyFileError
 from server.settings import Settings, advice, problems
 from server.shelf import in_thread
 
@@ -62,7 +64,11 @@ def main() -> int:
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", settings.host, settings.port, error.strerror)
         return 1
-    asyncio.run(serve(settings, engines, sock, traces))
+    try:
+        asyncio.run(serve(settings, engines, sock, traces))
+    except KeyFileError as error:
+        log.critical("MACHINE_LEARNING_API_KEY_FILE: %s", error)
+        return 2
     logging.shutdown()
     # Leave at once. A thread may be busy with a download, a picture or a batch; Python would wait for some of them, and
     # unwinding the interpreter under one that is inside a native library aborts the process. All answers are written.
@@ -89,11 +95,14 @@ async def serve(
     )
     runner = web.AppRunner(
         app,
-        access_log=None,
         handler_cancellation=True,  # a client that hangs up costs nothing more
-        auto_decompress=False,  # encoded bodies are refused, so none is unpacked
-        keepalive_timeout=settings.http_keepalive_timeout_s,
         shutdown_timeout=1.0,  # for the last answers to be written: the grace time is over by then
+    )
+    limits = connections.Limits(
+        affordable(settings.max_connections),
+        settings.header_timeout_s,
+        settings.http_keepalive_timeout_s,
+        settings.body_timeout_s,
     )
     stop = asyncio.Event()
     hurry = asyncio.Event()
@@ -101,8 +110,7 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: hurry.set() if stop.is_set() else stop.set())
     await runner.setup()
-    site = web.SockSite(runner, sock)
-    await site.start()
+    site = await connections.listen(runner, sock, Connections(limits, app[METRICS].unread))
     address, port = sock.getsockname()[:2]
     log.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, port)
     await stop.wait()
@@ -122,12 +130,12 @@ async def flush(traces: tracing.Tracing) -> None:
         log.warning("the last traces could not be sent within %.0f s", FLUSH_S)
 
 
-async def drain(app: web.Application, site: web.BaseSite, grace: float, hurry: asyncio.Event) -> None:
+async def drain(app: web.Application, site: asyncio.Server, grace: float, hurry: asyncio.Event) -> None:
     """Refuse new connections; answer what comes on open ones for `grace` seconds, or until all is quiet or `hurry`."""
     door = app[DOOR]
     door.close_in(grace)
     log.info("shutting down: %d requests have %.0f s to end; press Ctrl-C again to end them now", door.inside, grace)
-    await site.stop()
+    site.close()
     quiet = asyncio.create_task(_quiet(door))
     hurried = asyncio.create_task(hurry.wait())
     await asyncio.wait({quiet, hurried}, return_when=asyncio.FIRST_COMPLETED, timeout=grace)

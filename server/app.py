@@ -8,7 +8,7 @@ import asyncio
 import functools
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -19,13 +19,16 @@ from engines import catalog, progress
 from engines.errors import EngineError
 from engines.machine import cores
 from engines.model import Config, Model
-from server import pages, wire
+from server import body, pages, wire
 from server.access import VISIT, observed
 from server.budget import Budget
 from server.builds import Builds, command
+from server.connections import attended, turned_away
 from server.door import Door
-from server.errors import errors_to_answers
+from server.errors import Overdue, SlowBody, errors_to_answers
 from server.gauges import Gauges
+from server.headers import cors, secure
+from server.keys import FLOW, Keys, guard
 from server.metrics import Metrics, QueueMetrics
 from server.predict import Predictor, Rules
 from server.queue import Limits
@@ -41,6 +44,7 @@ SHELF = web.AppKey("shelf", Shelf)
 BUILDS = web.AppKey("builds", Builds)
 DOOR = web.AppKey("door", Door)
 PREDICTOR = web.AppKey("predictor", Predictor)
+BODIES = web.AppKey("bodies", Budget)
 PRELOAD = web.AppKey("preload", asyncio.Task[None])
 METRICS = web.AppKey("metrics", Metrics)
 READINESS = web.AppKey("readiness", Readiness)
@@ -130,7 +134,7 @@ def create_app(
     gpu_bytes: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
     tracing: Tracing | None = None,
 ) -> web.Application:
-    """Return the application.
+    """Return the application; raises KeyFileError where the file of API keys cannot be read.
 
     `warm_up` runs once in the background at the start; `build` returns the command that builds engines for a part, None
     is that of scripts/. `gpu_bytes` returns the memory of GPUs by device and state.
@@ -152,12 +156,17 @@ def create_app(
             # No more pixels can be on their way to a detector than are held decoded.
             return Limits(settings.queue_items, settings.max_decoded_pixels, batch_weight=DETECTION_BATCH_PIXELS)
         if part.kind == "visual":
-            return Limits(settings.queue_items, batch_weight=GPU_DECODED_PIXELS)
+            return Limits(settings.queue_items, settings.queue_pixels, batch_weight=GPU_DECODED_PIXELS)
         return Limits(settings.queue_items)
 
     traced = () if tracing is None else tracing.middlewares
     seen = observed(metrics, settings.slow_request_s)
-    app = web.Application(middlewares=[*traced, seen, close_at_the_end, errors_to_answers])
+    allowed = guard(Keys(settings.api_keys, settings.api_key_file), settings.api_key_free)
+    others = cors(settings.cors_origins)
+    app = web.Application(
+        middlewares=[*traced, attended, seen, close_at_the_end, others, errors_to_answers, turned_away, allowed]
+    )
+    app.on_response_prepare.append(secure)
     builds = Builds(
         "never" if settings.engine == "eager" else settings.build,
         load_and_count,
@@ -172,11 +181,12 @@ def create_app(
         ttl=settings.model_ttl,
         budget=settings.memory_budget_mb << 20,
     )
-    rules = Rules(settings.face_alias, settings.max_pixels, settings.exif, settings.ocr == "empty")
+    rules = Rules(settings.face_alias, settings.max_pixels, settings.exif, settings.ocr == "empty", settings.max_faces)
     app[SETTINGS] = settings
     app[SHELF] = shelf
     app[BUILDS] = builds
     app[DOOR] = Door()
+    app[BODIES] = Budget(int(settings.max_bodies_mb * 1_000_000))
     app[METRICS] = metrics
     readiness = app[READINESS] = Readiness(shelf, settings.proof_s, metrics.proved)
     pixels = Budget(settings.max_decoded_pixels)
@@ -253,24 +263,52 @@ async def ping(request: web.Request) -> web.Response:
 
 
 async def predict(request: web.Request) -> web.Response:
-    """Answer one form of the protocol."""
+    """Answer one form of the protocol within the time limit."""
     settings = request.app[SETTINGS]
+    limits = body_limits(settings)
     visit = request[VISIT]
-    async with request.app[DOOR].enter():
-        with visit.watch.phase("read"):
-            form = await wire.read_form(request, int(settings.max_body_mb * 1_000_000), settings.body_timeout_s)
-            visit.note(form)
-            ask = wire.parse(form)
-        del form  # the picture's bytes live on in `ask` alone
-        answer = await request.app[PREDICTOR].answer(ask, _flow(request), visit.watch)
+    flow = _flow(request)
+    comes = False  # the body, and it alone is waited for
+    time = asyncio.timeout(settings.request_timeout_s)
+    try:
+        async with request.app[DOOR].enter(), time, body.room(request, request.app[BODIES], limits, flow):
+            with visit.watch.phase("read"):
+                comes = True
+                form = await wire.read_form(request, limits)
+                comes = False
+                visit.note(form)
+                ask = wire.parse(form)
+            del form  # the picture's bytes live on in `ask` alone
+            answer = await request.app[PREDICTOR].answer(ask, flow, visit.watch)
+    except TimeoutError as error:
+        if not time.expired():
+            raise
+        if comes:
+            raise SlowBody(f"The body did not come within {settings.request_timeout_s:g} s: send it faster.") from error
+        raise Overdue(
+            f"The request could not be answered within {settings.request_timeout_s:g} s: send it again when less is "
+            "asked for."
+        ) from error
     with visit.watch.phase("write"):
-        body = wire.render(ask, answer, settings.embeddings)
-    return web.Response(body=body, content_type="application/json")
+        written = wire.render(ask, answer, settings.embeddings)
+    return web.Response(body=written, content_type="application/json")
 
 
-def _flow(request: web.Request) -> str | None:
-    """Return whom a request belongs to, for turns in the queues: the address of the peer."""
-    return request.remote
+def body_limits(settings: Settings) -> body.Limits:
+    """Return what a form may be."""
+    return body.Limits(
+        body=int(settings.max_body_mb * 1_000_000),
+        parts=settings.max_parts,
+        part=int(settings.max_part_mb * 1_000_000),
+        text=settings.max_text_bytes,
+        idle_s=settings.body_timeout_s,
+        bytes_per_s=settings.body_bytes_per_s,
+    )
+
+
+def _flow(request: web.Request) -> Hashable:
+    """Return whom a request belongs to, for turns in the queues: the address of the peer, and its key if it has one."""
+    return request.get(FLOW), request.remote
 
 
 async def live(request: web.Request) -> web.Response:

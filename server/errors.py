@@ -9,7 +9,8 @@ RequestError
  ├─ UnknownModelName    422  a model name that is not in the catalogue, or belongs to another task
  ├─ BadInput            400  the input does not fit the task, or cannot be decoded
  │   └─ NoInput         400  neither image nor text
- ├─ SlowBody            408  no byte of the body came for too long
+ ├─ NotAllowed          401  no API key, or a wrong one
+ ├─ SlowBody            408  no byte of the body came for too long, or too few
  ├─ TooLarge            413  the body or the picture is over a limit
  ├─ NotServed           501  a task that this server does not have
  └─ Unavailable         503  right, but not now
@@ -17,6 +18,8 @@ RequestError
      ├─ NoEngine             the engine or the device that the settings want is not there
      ├─ QueueFull            with Retry-After
      ├─ NotComputed          its model was unloaded, or the thread of its device died
+     ├─ Busy                 too many connections, with Retry-After
+     ├─ Overdue              not answered within the time limit of a request, with Retry-After
      └─ ShuttingDown         with Retry-After
 """
 
@@ -53,6 +56,7 @@ class RequestError(Exception):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     reason = "Internal Server Error"
     retry_after: float | None = None  # seconds
+    challenge = ""  # what WWW-Authenticate asks for
 
 
 class BadForm(RequestError):
@@ -82,8 +86,19 @@ class NoInput(BadInput):
     reason = "Either image or text must be provided"
 
 
+class NotAllowed(RequestError):
+    """No API key, or a wrong one."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    reason = "API key required"
+
+    def __init__(self, message: str, challenge: str) -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
 class SlowBody(RequestError):
-    """No byte of the body came for too long."""
+    """No byte of the body came for too long, or too few."""
 
     status = HTTPStatus.REQUEST_TIMEOUT
     reason = "Request body too slow"
@@ -137,6 +152,20 @@ class NotComputed(Unavailable):
 
     reason = "Not computed"
     retry_after = 5.0
+
+
+class Busy(Unavailable):
+    """There are too many connections."""
+
+    reason = "Too many connections"
+    retry_after = 5.0
+
+
+class Overdue(Unavailable):
+    """The request was not answered within its time limit."""
+
+    reason = "Not answered in time"
+    retry_after = 30.0
 
 
 class ShuttingDown(Unavailable):
@@ -194,5 +223,7 @@ async def errors_to_answers(request: web.Request, handler: Handler) -> web.Strea
         if told is None:
             log.exception("unforeseen error in %s %s", request.method, request.match_info.route.resource)
             return answer(500, None, "The server failed on this request; its log has the reason.")
-        headers = {"Retry-After": str(math.ceil(told.retry_after))} if told.retry_after is not None else None
+        headers = {"Retry-After": str(math.ceil(told.retry_after))} if told.retry_after is not None else {}
+        if told.challenge:
+            headers["WWW-Authenticate"] = told.challenge
         return answer(told.status, told.reason, str(told), headers)

@@ -172,6 +172,10 @@ class Metrics:
         self._request_seconds.labels(route).observe(seconds)
         self._spent(phases, pixels)
 
+    def unread(self, status: int) -> None:
+        """What came on a connection was answered with an error before it was a request."""
+        self._requests.labels("other", status).inc()
+
     def cancelled(self, route: str, phases: dict[Phase, float], pixels: int) -> None:
         """The client of one request hung up."""
         self._cancelled.labels(route).inc()

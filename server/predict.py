@@ -19,7 +19,7 @@ from engines.errors import ArtefactBroken, BuildFailed, EngineMissing, WeightsBr
 from engines.images import Header, Pixels, Size
 from engines.model import Kind
 from server.budget import Budget
-from server.errors import BadInput, NoInput, NotServed
+from server.errors import BadInput, NoInput, NotServed, TooLarge
 from server.shelf import Loaded, Part, Shelf
 from server.stopwatch import Phase, Stopwatch
 from server.wire import Answer, Ask, Face
@@ -36,6 +36,7 @@ class Rules:
     max_pixels: int
     exif: bool
     ocr: bool
+    max_faces: int = 500  # in one picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,11 @@ class Predictor:
 
     async def _faces(self, models: dict[Kind, Loaded], picture: Pixels, item: Any, caller: _Caller) -> list[Face]:
         found = await _submit(models["detection"], item, caller, weight=item.weight)
+        if len(found.boxes) > self._rules.max_faces:
+            raise TooLarge(
+                f"The picture has {len(found.boxes)} faces, more than {self._rules.max_faces}: raise minScore or "
+                "MACHINE_LEARNING_MAX_FACES."
+            )
         if "recognition" not in models:
             return [Face(box, score, None) for box, score in zip(found.boxes, found.scores, strict=True)]
         if not len(found.boxes):

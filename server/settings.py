@@ -9,16 +9,17 @@ import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, PlainValidator, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engines.model import Kind
+from server.lists import FreeRoutes, Names, Ordinals, Origins, Secrets
 
 PREFIX = "MACHINE_LEARNING_"
 # An empty value means "not set" (compose files pass unset variables on as empty ones), except where it says something.
-_EMPTY_MEANS_EMPTY = {"face_alias"}
+_EMPTY_MEANS_EMPTY = {"face_alias", "api_key_free"}
 
 # Settings of the reference deployment that have no meaning here, as patterns of names.
 REPLACED = {
@@ -29,26 +30,6 @@ REPLACED = {
     "MACHINE_LEARNING_ANN*": "there is no ARM NN here: PyTorch runs on the processor",
     "MACHINE_LEARNING_RKNN*": "there is no RKNN here: PyTorch runs on the processor",
 }
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, str):
-        return tuple(value)
-    return tuple(name.strip() for name in value.split(",") if name.strip())
-
-
-def _ordinals(value: Any) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(number) for number in _names(str(value) if isinstance(value, int) else value))
-    except ValueError as error:
-        raise ValueError("must be a comma list of GPU numbers, for example 0 or 0,1") from error
-    if any(number < 0 for number in numbers):
-        raise ValueError("must be a comma list of GPU numbers from 0 on, for example 0 or 0,1")
-    return numbers
-
-
-Names = Annotated[tuple[str, ...], NoDecode, PlainValidator(_names)]
-Ordinals = Annotated[tuple[int, ...], NoDecode, PlainValidator(_ordinals)]
 
 
 def _preload(what: str, description: str) -> Any:
@@ -210,16 +191,59 @@ class Settings(BaseSettings):
         description="What decodes JPEGs of which only a CLIP vector is wanted: `cuda` is the GPU, if the vectors stay "
         "the same.",
     )
+    max_connections: int = Field(
+        2000,
+        gt=0,
+        description="Connections at one time: beyond that the one that is idle for longest goes, and where none is "
+        "idle the answer is 503.",
+    )
+    header_timeout_s: float = Field(
+        20,
+        gt=0,
+        description="Seconds in which the headers of a request must come, from its first byte or a new connection on; "
+        "else 408.",
+    )
+    body_timeout_s: float = Field(
+        30,
+        gt=0,
+        description="Seconds without a byte after which a request's body is given up with 408, or an answer that its "
+        "client does not take.",
+    )
+    body_bytes_per_s: int = Field(
+        10_000,
+        ge=0,
+        description="Least average speed of a body, once it comes for `MACHINE_LEARNING_BODY_TIMEOUT_S`: slower ones "
+        "are given up with 408; 0 is any.",
+    )
+    request_timeout_s: float = Field(
+        290,
+        gt=0,
+        lt=300,
+        description="Seconds after its headers in which a request is answered: 408 if its body has not come by then, "
+        "else 503. Clients of Immich's protocol wait for 300.",
+    )
     max_body_mb: float = Field(100, gt=0, description="Largest request body, in megabytes.")
+    max_bodies_mb: float = Field(
+        500,
+        gt=0,
+        description="Megabytes of all bodies in memory, from their first byte until their answer: further ones wait in "
+        "their sockets. Those of up to 64 kB are not counted.",
+    )
+    max_parts: int = Field(64, gt=0, description="Parts or fields of a form; more are 413.")
+    max_part_mb: float = Field(100, gt=0, description="Largest part of a form, in megabytes.")
+    max_text_bytes: int = Field(
+        1_048_576,
+        gt=0,
+        description="Largest size in bytes of all fields of a form together but the picture. A shorter text is cut to "
+        "what its model reads.",
+    )
     max_pixels: int = Field(200_000_000, gt=0, description="Largest picture, in pixels.")
     max_decoded_pixels: int = Field(
         100_000_000,
         gt=0,
         description="Pixels held decoded at one time, up to 20 bytes each: further pictures wait.",
     )
-    body_timeout_s: float = Field(
-        30, gt=0, description="Seconds without a byte after which a request's body is given up with 408."
-    )
+    max_faces: int = Field(500, gt=0, description="Faces in one picture; more are 413.")
     page: bool = Field(
         True,
         description="Serve the page at `/app`, where a person tries photos in the browser; `/docs` stays either way.",
@@ -228,6 +252,29 @@ class Settings(BaseSettings):
         4096,
         gt=0,
         description="Inputs that may wait for a model; beyond that, or 290 seconds of work, the answer is 503.",
+    )
+    queue_pixels: int = Field(
+        4_000_000_000,
+        gt=0,
+        description="Pixels of the pictures that may wait for a model where they are not counted as decoded; beyond "
+        "that the answer is 503.",
+    )
+    api_keys: Secrets = Field(
+        (),
+        description="Keys of which each request must carry one, as `x-api-key` or `Authorization: Bearer`; empty, and "
+        "no file of keys, lets everybody in.",
+    )
+    api_key_file: Path | None = Field(
+        None, description="File with further keys, one per line; a change of it counts from the next request on."
+    )
+    api_key_free: FreeRoutes = Field(
+        ("app", "docs"),
+        description="Which of `app`, `docs` and `metrics` need no key where others do; `/ping` and `/health` never do.",
+    )
+    cors_origins: Origins = Field(
+        (),
+        description="Origins of other web pages that may read answers, for example `https://photos.example.org`; `*` "
+        "is all.",
     )
 
     @model_validator(mode="before")
@@ -240,7 +287,7 @@ class Settings(BaseSettings):
     def _lower(cls, level: Any) -> Any:
         return level.lower() if isinstance(level, str) else level
 
-    @field_validator("cache_folder", "calibration", "calibration_texts")
+    @field_validator("cache_folder", "calibration", "calibration_texts", "api_key_file")
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return path and path.expanduser()
@@ -268,7 +315,8 @@ def problems(error: ValidationError) -> list[str]:
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         name = variable(name) if name in Settings.model_fields else name
-        sentences.append(f"{name} is {problem['input']!r}: {problem['msg']}")
+        shown = "not shown" if name == variable("api_keys") else repr(problem["input"])
+        sentences.append(f"{name} is {shown}: {problem['msg']}")
     return sentences
 
 

@@ -4,7 +4,6 @@ Knows the shapes of requests and answers. Does not know which models there are, 
 becomes an `Ask`, and results become bytes.
 """
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from aiohttp import web
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from numpy.typing import NDArray
 
-from server.errors import BadForm, BadInput, SlowBody, TooLarge
+from server.body import Limits, chunks, too_large
+from server.errors import BadForm, BadInput, TooLarge
 
-MAX_PARTS = 64
-MAX_TEXT_BYTES = 1 << 20  # of all fields that are not the image, together
 DEFAULT_MIN_SCORE = 0.7
 FIELDS = ("entries", "modelName", "modelType", "options", "text", "image")
 
@@ -75,51 +73,31 @@ class Answer:
     faces: Sequence[Face] | None = None
 
 
-async def read_form(request: web.Request, max_bytes: int, idle_timeout: float) -> Form:
+async def read_form(request: web.Request, limits: Limits) -> Form:
     """Read the fields that the protocol knows from a request's body; others are skipped.
 
-    Raises BadForm for a body that is no form, TooLarge for one of more than `max_bytes`, SlowBody where no byte came
-    for `idle_timeout` seconds.
+    Raises BadForm for a body that is no form, TooLarge for one that is over a limit, SlowBody for one that is too slow.
     """
     if "Content-Encoding" in request.headers:
         raise BadForm("The body is encoded: send it as it is, without Content-Encoding.")
-    if request.content_length is not None and request.content_length > max_bytes:
-        raise _too_large(max_bytes)
+    if request.content_length is not None and request.content_length > limits.body:
+        raise too_large(limits.body)
     kind, options = parse_options_header(request.headers.get("Content-Type", ""))
     if kind == "multipart/form-data":
-        return await _read_multipart(_chunks(request, max_bytes, idle_timeout), options.get("boundary", ""), max_bytes)
+        return await _read_multipart(chunks(request, limits), options.get("boundary", ""), limits)
     if kind == "application/x-www-form-urlencoded":
-        return await _read_urlencoded(_chunks(request, max_bytes, idle_timeout))
+        return await _read_urlencoded(chunks(request, limits), limits)
     raise BadForm("Send a form: multipart/form-data, or application/x-www-form-urlencoded for texts.")
 
 
-async def _chunks(request: web.Request, max_bytes: int, idle_timeout: float) -> AsyncIterator[bytes]:
-    """Yield the body as it comes, counting."""
-    read = 0
-    while True:
-        try:
-            async with asyncio.timeout(idle_timeout):
-                chunk = await request.content.readany()
-        except TimeoutError as error:
-            raise SlowBody(f"No byte of the body came for {idle_timeout:g} s: send it faster.") from error
-        except web.RequestPayloadError as error:
-            raise BadForm("The body does not come as its headers say: send the request again.") from error
-        if not chunk:
-            return
-        read += len(chunk)
-        if read > max_bytes:
-            raise _too_large(max_bytes)
-        yield chunk
-
-
-async def _read_multipart(chunks: AsyncIterator[bytes], boundary: str, max_bytes: int) -> Form:
+async def _read_multipart(body: AsyncIterator[bytes], boundary: str, limits: Limits) -> Form:
     if not boundary:
         raise BadForm("The Content-Type names no boundary: send multipart/form-data as HTTP clients build it.")
     form: dict[str, bytearray] = {}
     target: bytearray | None = None
     try:
-        with PushMultipartParser(boundary, max_segment_count=MAX_PARTS, max_segment_size=max_bytes) as parser:
-            async for chunk in chunks:
+        with PushMultipartParser(boundary, max_segment_count=limits.parts, max_segment_size=limits.part) as parser:
+            async for chunk in body:
                 if parser.closed:  # what follows the last boundary means nothing
                     continue
                 for event in parser.parse(chunk):
@@ -127,9 +105,12 @@ async def _read_multipart(chunks: AsyncIterator[bytes], boundary: str, max_bytes
                         target = _start_part(form, event)
                     elif event is not None and target is not None:
                         target += event
-                        _check_text_bytes(form)
+                        _check_text_bytes(form, limits)
     except ParserLimitReached as error:
-        raise TooLarge(f"The form has too many or too large parts: at most {MAX_PARTS} parts.") from error
+        raise TooLarge(
+            f"The form has too many or too large parts: at most {limits.parts} parts of up to {limits.part} bytes, "
+            "with few and short headers."
+        ) from error
     except MultipartError as error:
         raise BadForm(f"The multipart body cannot be read ({error.args[0]}): build it as HTTP clients do.") from error
     return {name: bytes(value) for name, value in form.items()}
@@ -147,30 +128,24 @@ def _start_part(form: dict[str, bytearray], part: MultipartSegment) -> bytearray
     return form[part.name]
 
 
-def _check_text_bytes(form: Mapping[str, bytearray]) -> None:
-    if sum(len(value) for name, value in form.items() if name != "image") > MAX_TEXT_BYTES:
-        raise TooLarge(f"The text fields of the form are over {MAX_TEXT_BYTES} bytes: send less text.")
+def _check_text_bytes(form: Mapping[str, bytearray], limits: Limits) -> None:
+    if sum(len(value) for name, value in form.items() if name != "image") > limits.text:
+        raise TooLarge(f"The text fields of the form are over {limits.text} bytes: send less text.")
 
 
-async def _read_urlencoded(chunks: AsyncIterator[bytes]) -> Form:
+async def _read_urlencoded(chunks: AsyncIterator[bytes], limits: Limits) -> Form:
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > MAX_TEXT_BYTES:
-            raise TooLarge(f"The form is over {MAX_TEXT_BYTES} bytes: send less text, and pictures as multipart.")
-    if body.count(b"&") >= MAX_PARTS:
-        raise TooLarge(f"The form has too many fields: at most {MAX_PARTS}.")
+        if len(body) > limits.text:
+            raise TooLarge(f"The form is over {limits.text} bytes: send less text, and pictures as multipart.")
+    if body.count(b"&") >= limits.parts:
+        raise TooLarge(f"The form has too many fields: at most {limits.parts}.")
     try:  # as clients send them: percent-encoded, or as plain UTF-8
         pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, errors="surrogateescape")
     except UnicodeDecodeError as error:
         raise BadForm("The form is not UTF-8.") from error
     return {name: value.encode("utf-8", "surrogateescape") for name, value in pairs if name in FIELDS}
-
-
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(
-        f"The body is over {max_bytes} bytes: send a smaller picture or raise MACHINE_LEARNING_MAX_BODY_MB."
-    )
 
 
 def parse(form: Form) -> Ask:

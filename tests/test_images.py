@@ -299,7 +299,8 @@ def test_a_service_may_do_no_more_than_it_must(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert "user" not in service
+    (user,) = dockerfile(service["build"]["dockerfile"]).values("USER")
+    assert service["user"] == user == "1000:1000"
     assert not service.get("privileges")
 
 
@@ -315,6 +316,17 @@ def test_the_image_for_gpus_gets_them_and_may_run_what_it_compiles() -> None:
     assert device["capabilities"] == ["gpu"]
     assert service["tmpfs"] == ["/tmp:exec"]  # noqa: S108 - a path in the container
     assert {"g++", "libpython3.11-dev"} <= dockerfile("Dockerfile.cuda").installed()
+
+
+def test_a_container_started_by_hand_may_do_no_more_than_one_of_compose() -> None:
+    text = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
+    hardened = re.findall(
+        r"--user (\S+) --read-only --tmpfs (/tmp\S*) --cap-drop (\S+) --security-opt (\S+) (\S+)", text
+    )
+    assert {image: options for *options, image in hardened} == {
+        service["image"]: [service["user"], *service["tmpfs"], *service["cap_drop"], "no-new-privileges"]
+        for service in SERVICES.values()
+    }
 
 
 def test_what_the_document_on_images_names_exists() -> None:

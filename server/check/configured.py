@@ -63,7 +63,7 @@ def _changed(read: Settings) -> Iterator[Finding]:
 
 
 def _missing(read: Settings) -> Iterator[Finding]:
-    for field in ("calibration", "calibration_texts"):
+    for field in ("calibration", "calibration_texts", "api_key_file"):
         path: Path | None = getattr(read, field)
         if path is not None and not path.exists():
             yield _setting(variable(field), f"there is no {path}", "Put it there, or unset this.")

@@ -129,7 +129,7 @@ def seconds_to_encode(text: str) -> float:
     sys.settrace(None)
     try:
         for _ in range(5):
-            bpe._word_ids.cache_clear()
+            bpe._known_ids.cache_clear()
             started = time.thread_time()
             bpe.encode(text, CONTEXT)
             times.append(time.thread_time() - started)
@@ -147,3 +147,30 @@ def test_a_megabyte_of_short_words_is_cheap() -> None:
     text = " ".join(f"w{i}" for i in range(150_000))
     assert len(text) > 1_000_000
     assert seconds_to_encode(text) < 0.02
+
+
+# What cleaning, splitting and merging find hardest: mended mojibake, composing marks, joined pictures.
+HARD = [
+    "Ã¢â‚¬â„¢",
+    "Ã",
+    "a\u0301\u0316",
+    "\u1100\u1161\u11a8",
+    "\ufdfa",
+    "\U0001f468\u200d\U0001f469\u200d",
+    "&amp;amp;",
+    "İ",
+]
+
+
+@pytest.mark.parametrize("piece", HARD)
+def test_a_megabyte_of_what_is_hard_to_clean_is_cheap(piece: str) -> None:
+    assert seconds_to_encode(piece * (1_000_000 // len(piece))) < 0.02
+
+
+def test_long_words_are_not_remembered() -> None:
+    bpe._known_ids.cache_clear()
+    for length in range(bpe.REMEMBERED + 1, 300):
+        bpe.encode("x" * length, CONTEXT)
+    assert bpe._known_ids.cache_info().currsize == 0
+    bpe.encode("short words are", CONTEXT)
+    assert bpe._known_ids.cache_info().currsize == 3

@@ -1,5 +1,6 @@
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,18 +94,25 @@ def test_the_language_of_nllb_travels_with_the_text(tmp_path: Path) -> None:
     ],
 )
 def test_languages_have_their_flores_codes(language: str | None, code: str, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer.flores.cache_clear()
+    tokenizer._flores.cache_clear()
     assert tokenizer.flores(language) == code
     assert caplog.records == []
 
 
 def test_an_unknown_language_is_english_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer.flores.cache_clear()
+    tokenizer._flores.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert [tokenizer.flores("tlh\n" + "x" * 500) for _ in range(3)] == ["eng_Latn"] * 3
     assert len(caplog.records) == 1
     assert "\n" not in caplog.text.strip()
     assert len(caplog.text) < 300
+
+
+def test_of_a_long_language_no_more_is_remembered_than_its_beginning() -> None:
+    tokenizer._flores.cache_clear()
+    for end in range(50):
+        assert tokenizer.flores("de" + " " * 100_000 + str(end)) == "eng_Latn"
+    assert tokenizer._flores.cache_info().currsize == 1
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -186,3 +194,43 @@ def test_no_text_costs_more_than_20_ms(text: str, tmp_path: Path) -> None:
             encode(text, None)
             costs.append(time.process_time() - start)
         assert min(costs) < 0.02
+
+
+def pieces() -> list[str]:
+    """Return a vocabulary of letters and words of them, as large as real ones are wide."""
+    rng = np.random.default_rng(0)
+    words = {"".join(rng.choice(list("abcdefgh"), rng.integers(2, 16))) for _ in range(20_000)}
+    return [*"abcdefgh", *sorted(words), *("a" * length for length in range(2, 17))]
+
+
+def unigram() -> Any:
+    return models.Unigram([("<unk>", 0.0), *((piece, -1.0 - len(piece) / 10) for piece in pieces())], 0, False)
+
+
+def wordpiece() -> Any:
+    words = ["[UNK]", *pieces(), *(f"##{piece}" for piece in pieces())]
+    return models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")  # noqa: S106 - not a password
+
+
+def bpe_of_one_letter() -> Any:
+    lengths = (1, 2, 4, 8)
+    vocabulary = {"a" * length: i for i, length in enumerate((*lengths, 16))}
+    return models.BPE(vocabulary, [("a" * length, "a" * length) for length in lengths])
+
+
+@pytest.mark.parametrize("kind", [unigram, wordpiece, bpe_of_one_letter])
+def test_a_word_of_100_000_letters_is_cheap_for_every_kind_of_tokenizer(
+    kind: Callable[[], Any], tmp_path: Path
+) -> None:
+    build: Any = PreTrainedTokenizerFast
+    build(tokenizer_object=Tokenizer(kind()), pad_token="a").save_pretrained(tmp_path)  # noqa: S106 - not a password
+    encode = tokenizer.from_folder(SIGLIP, tmp_path)
+    encode("warm", None)
+    for text in ("a" * 100_000, "abcdefgh" * 12_500, "İ" * 100_000):
+        times = []
+        for _ in range(5):
+            started = time.thread_time()
+            ids = encode(text, None)
+            times.append(time.thread_time() - started)
+        assert min(times) < 0.02
+        assert ids.shape == (SIGLIP.context_length,)

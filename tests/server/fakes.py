@@ -13,7 +13,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from numpy.typing import NDArray
 
 from engines.model import Info, Kind
-from server.app import create_app
+from server import connections
+from server.__main__ import listen
+from server.app import METRICS, create_app
+from server.connections import Limits
 from server.settings import Settings
 from server.shelf import Part
 
@@ -130,6 +133,20 @@ class FakeEngines:
 
 def fake_app(engines: FakeEngines, **settings: Any) -> web.Application:
     return create_app(Settings(**settings), engines.load, engines.release, engines.warm_up, gpu_bytes=engines.gpu_bytes)
+
+
+@asynccontextmanager
+async def listening(app: web.Application, limits: Limits | None = None) -> AsyncIterator[int]:
+    """Serve `app` as python -m server does, with its limits on connections; yield the port on 127.0.0.1."""
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
+    await runner.setup()
+    sock = listen("127.0.0.1", 0)
+    server = await connections.listen(runner, sock, connections.Connections(limits or Limits(), app[METRICS].unread))
+    try:
+        yield sock.getsockname()[1]
+    finally:
+        server.close()
+        await runner.cleanup()
 
 
 @asynccontextmanager

@@ -296,3 +296,54 @@ def test_a_port_in_use_ends_the_start_with_code_1_and_a_sentence() -> None:
 def test_every_way_to_write_an_address_listens_for_ipv4(host: str) -> None:
     with listen(host, 0) as sock:
         socket.create_connection(("127.0.0.1", sock.getsockname()[1]), timeout=5).close()
+
+
+async def test_it_works_where_nothing_but_the_cache_folder_can_be_written(tmp_path: Path) -> None:
+    cache, temporary = tmp_path / "cache", tmp_path / "tmp"
+    cache.mkdir()
+    temporary.mkdir()
+    nowhere = "/dev/null/nowhere"  # can be made by nobody, root included
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": nowhere,
+        "XDG_CACHE_HOME": nowhere,
+        "XDG_CONFIG_HOME": nowhere,
+        "HF_HUB_OFFLINE": "1",
+        "TMPDIR": str(temporary),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "IMMICH_HOST": "127.0.0.1",
+        "IMMICH_PORT": "0",
+        "MACHINE_LEARNING_CACHE_FOLDER": str(cache),
+        "MACHINE_LEARNING_ENGINE": "eager",
+        "MACHINE_LEARNING_PRECISION": "float32",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "server", cwd=ROOT, env=environ, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(120):
+            log = (await process.stderr.readuntil(b"listening on http://127.0.0.1:")).decode()
+            port = int(re.match(r"\d+", (await process.stderr.readline()).decode())[0])  # type: ignore[index]  # else it fails here
+            running = Process(process, port, [])
+            assert await running.ask("a red circle") == 200
+            code, _ = await running.end()
+            log += (await process.stderr.read()).decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert code == 0
+    assert "error" not in log.lower()
+    assert "nowhere" not in log
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_of_keys_that_is_not_there_ends_the_start_with_2_and_a_sentence(tmp_path: Path) -> None:
+    environ = {**os.environ, "IMMICH_PORT": "0", "MACHINE_LEARNING_API_KEY_FILE": str(tmp_path / "keys")}
+    done = subprocess.run(
+        [sys.executable, "-m", "server"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "MACHINE_LEARNING_API_KEY_FILE: The file of keys" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from server import wire
+from server.body import Limits
 from server.errors import BadForm, BadInput, RequestError, errors_to_answers
 from server.wire import Answer, Ask, Face, parse, render
 from tests.server.fakes import serving
@@ -18,7 +19,7 @@ from tests.server.fakes import serving
 
 async def echo(request: web.Request) -> web.Response:
     """Answer what the form was read as, for the tests of reading."""
-    form = await wire.read_form(request, max_bytes=10_000, idle_timeout=0.3)
+    form = await wire.read_form(request, Limits(body=10_000, part=10_000, idle_s=0.3))
     return web.json_response({name: value.decode("latin-1") for name, value in form.items()})
 
 

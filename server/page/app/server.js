@@ -1,6 +1,7 @@
 // What the page asks the server: the same requests as any client of the protocol sends.
 // Addresses are relative, so that the page also works behind a proxy that puts it into a folder.
 
+import { ask } from "./key.js";
 import { vector } from "./vectors.js";
 
 const TRIES = 5; // of a request that the server says to send again
@@ -30,13 +31,13 @@ export async function look(image, models, signal) {
 }
 
 export async function models() {
-  const response = await fetch("models");
+  const response = await ask("models");
   if (!response.ok) throw new Error(await sentence(response));
   return response.json();
 }
 
 export async function metrics() {
-  const response = await fetch("metrics");
+  const response = await ask("metrics");
   if (!response.ok) throw new Error(await sentence(response));
   return response.text();
 }
@@ -46,7 +47,7 @@ async function predict(entries, fields, signal) {
     const form = new FormData();
     form.append("entries", JSON.stringify(entries));
     for (const [name, value] of Object.entries(fields)) form.append(name, value);
-    const response = await fetch("predict", { method: "POST", body: form, signal });
+    const response = await ask("predict", { method: "POST", body: form, signal });
     if (response.ok) return response.json();
     const after = Number(response.headers.get("Retry-After"));
     if (response.status !== 503 || !after || turn === TRIES) throw new Error(await sentence(response));
