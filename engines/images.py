@@ -1,14 +1,18 @@
 """Bytes to pixels: which pictures are read, within which limit, and what is said of those that are not.
 
-Knows Pillow, its ways to fail, and what a header tells; how JPEGs are decoded faster is in jpeg.py. Deliberately knows
-no model: neither sizes nor crops nor normalisation. Pictures come from strangers, so formats are few, sizes are checked
-by the header before anything is decoded, and every failure of the decoder becomes one ImageError.
+Knows Pillow, its ways to fail, and what a header tells; how JPEGs are decoded faster is in jpeg.py, what files are
+refused for the way they are put together in pieces.py. Deliberately knows no model: neither sizes nor crops nor
+normalisation. Pictures come from strangers, so formats are few, sizes are checked by the header before anything is
+decoded, and every failure of the decoder becomes one ImageError.
 """
 
+import contextlib
+import ctypes
 import importlib
 import importlib.util
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -16,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, _imaging
 
-from engines import jpeg
+from engines import jpeg, pieces
 from engines.errors import ImageError, ImageTooLarge
 
 Pixels = NDArray[np.uint8]
@@ -35,6 +39,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 if importlib.util.find_spec("pillow_heif") is not None:
     importlib.import_module("pillow_heif").register_heif_opener()
+
+# libtiff writes a line to standard error for every damaged TIFF, past the log and with bytes of the file in it. Pillow
+# sets no handler for errors, and reports them all the same. The symbol is found through the library that links to it;
+# where it is linked statically and hidden there is none, and the lines stay.
+with contextlib.suppress(AttributeError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 # MPO is what many phones write: a JPEG with further pictures behind it, of which the first is taken.
 FORMATS = tuple(
@@ -83,6 +93,10 @@ _BEGINNINGS = (
     (0, b"{", "JSON"),
 )
 
+# The frame in an AVIF may be larger than its header says, up to 268 million pixels and 1.6 GB, and libavif scales it.
+# Nothing tells before it is decoded, so one is decoded at a time; its decoder uses all cores for that one.
+_AVIF_TURN = threading.Lock()
+
 _ORIENTATION = 0x0112  # the EXIF tag; CIPA DC-008, section 4.6.4
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: pixels[:, ::-1],
@@ -93,6 +107,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
     8: lambda pixels: np.rot90(pixels),
 }
+MOST_EXIF_BYTES = 1 << 20  # more is not looked into; a JPEG has room for 64 KB in one segment
 _SIDEWAYS = 5  # from this orientation on width and height change places
 _INVERSE = {6: 8, 8: 6}  # of those that are not their own
 
@@ -155,7 +170,8 @@ def _read(image: Image.Image, data: bytes, shortest: int, exif: bool) -> tuple[P
             return pixels, image.size, _orientation(image) if exif else 1
     # Pillow turns TIFFs by itself while it loads them, and then forgets their orientation.
     turned = _orientation(image) if image.format == "TIFF" else 1
-    image.load()
+    with _AVIF_TURN if image.format == "AVIF" else contextlib.nullcontext():
+        image.load()
     orientation = _orientation(image) if exif else _INVERSE.get(turned, turned)
     return np.array(_to_rgb(image)), image.size, orientation
 
@@ -163,6 +179,7 @@ def _read(image: Image.Image, data: bytes, shortest: int, exif: bool) -> tuple[P
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("The image is empty: send the bytes of a picture.")
+    pieces.check(data, max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (*DECODER_ERRORS, MemoryError) as error:
@@ -189,6 +206,8 @@ def looks_like(data: bytes) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    if len(image.info.get("exif", b"")) + len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_BYTES:
+        return 1
     orientation: int = image.getexif().get(_ORIENTATION, 1)
     return orientation if orientation in _UPRIGHT else 1
 

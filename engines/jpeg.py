@@ -24,6 +24,9 @@ def decode(data: bytes, width: int, height: int, shortest: int = 0) -> NDArray[n
     factor = next((one for one in FACTORS if shortest and min(width, height) >= one * shortest), 1)
     size = -(-height // factor), -(-width // factor)
     try:
+        # By its own reading of the header: memory is made for that size, not for the one that was checked.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
+            return None
         # The decoder takes the smallest of its scales that has so many pixels.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=size[0], min_width=size[1])
     except ValueError:  # its only error; also what Pillow would forgive, as bytes between two markers
