@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 IPEX_VENV := .venv-ipex
 GPU_VENV := build/gpu
 
-.PHONY: serve test audit test-ipex test-gpu fuzz fuzz-api screenshots gpu-venv lint venv clean
+.PHONY: serve test audit test-ipex test-gpu fuzz fuzz-api endure screenshots gpu-venv lint venv clean
 
 serve: venv
 	$(RUN) -m server
@@ -39,6 +39,11 @@ fuzz: venv
 # Random requests against a live server; SECONDS is how long.
 fuzz-api: venv
 	$(RUN) -m scripts.fuzz_api $(if $(SECONDS),--seconds $(SECONDS))
+
+# Load, faults, bad input and time, against live servers: a good hour, or a few minutes with SHORT=1.
+endure: venv
+	$(RUN) -m scripts.endure $(if $(ONLY),--only $(ONLY)) $(if $(SHORT),--short) $(if $(SAVE),--save) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 screenshots: venv
 	$(RUN) -m pytest -m browser tests/browser/test_app.py --screenshots docs
