@@ -17,6 +17,7 @@ from PIL import Image
 from engines import images, jpeg, preprocess
 from engines.errors import ImageError
 from server import wire
+from server.body import Limits
 from server.errors import RequestError
 from server.wire import Form
 
@@ -101,7 +102,7 @@ class Forms:
     def _read(self, type_: str, body: bytes, piece: int, most: int = MAX_BYTES) -> Form | None:
         request = cast(web.Request, _Request(type_, body, piece))
         try:
-            return self._runner.run(wire.read_form(request, most, 60.0))
+            return self._runner.run(wire.read_form(request, Limits(body=most)))
         except RequestError as error:
             str(error).encode()
             return None

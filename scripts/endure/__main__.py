@@ -16,12 +16,14 @@ import torch
 from engines import machine
 from scripts.bench import record
 from scripts.bench.show import say, tell
-from scripts.endure import fairness, report, soak
+from scripts.endure import fairness, images, limits, report, soak
 from scripts.endure.row import Options, Row
 
 # In this order: what takes longest comes last.
 PARTS: Mapping[str, Callable[[Options], Awaitable[list[Row]]]] = {
     "fairness": fairness.rows,
+    "limits": limits.rows,
+    "images": images.rows,
     "soak": soak.rows,
 }
 
