@@ -6,10 +6,12 @@ what is added here uses its public protocol class and nothing within it.
 """
 
 import asyncio
+import fcntl
 import itertools
 import logging
 import resource
 import socket
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -168,11 +170,17 @@ class Connection(web.RequestHandler):
 
     def is_idle(self) -> bool:
         """Whether it can be closed without loss: nothing is asked or about to be, and the last answer was written."""
-        if self._busy or self.transport is None:
+        if self._busy or self.transport is None or self.transport.is_closing() or self._has_unread():
             return False
         return not self._heard or (
             self._clock.time() - self._rests_since >= REST_S and not self.transport.get_write_buffer_size()
         )
+
+    def _has_unread(self) -> bool:
+        """Whether bytes came that the loop has not read yet: closing now would lose a request."""
+        assert self.transport is not None  # noqa: S101 - is_idle has looked
+        count = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        return any(count)
 
     def drop(self) -> None:
         """Close it at once."""
