@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 IPEX_VENV := .venv-ipex
 GPU_VENV := build/gpu
 
-.PHONY: serve test test-ipex test-gpu fuzz-api screenshots gpu-venv lint venv clean
+.PHONY: serve test test-ipex test-gpu fuzz-api endure screenshots gpu-venv lint venv clean
 
 serve: venv
 	$(RUN) -m server
@@ -28,6 +28,10 @@ $(IPEX_VENV)/.installed: setup.cfg pyproject.toml constraints-ipex.txt
 # Random requests against a live server; SECONDS is how long.
 fuzz-api: venv
 	$(RUN) -m scripts.fuzz_api $(if $(SECONDS),--seconds $(SECONDS))
+
+# Load, faults, bad input and time, against live servers: a good hour, or a few minutes with SHORT=1.
+endure: venv
+	$(RUN) -m scripts.endure $(if $(SHORT),--short) $(if $(SAVE),--save) $(if $(SECONDS),--seconds $(SECONDS))
 
 screenshots: venv
 	$(RUN) -m pytest -m browser tests/browser/test_app.py --screenshots docs

@@ -14,6 +14,8 @@ class Options:
     short: bool = False
     # Seeds what is random, so that a failure can be run again.
     seed: int = 0
+    # How long the soak takes; 0 is an hour, of the miniature two minutes.
+    seconds: float = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from scripts.bench import record
+from scripts.bench.options import BENCHES
 from scripts.bench.record import Place, Row
 
+SUBJECTS = ("ceiling", *BENCHES)  # other files there are not the bench's
 # A processor is named with its architecture first, a GPU is not: see engines.machine.identity.
 ARCHITECTURES = ("x86_64", "amd64", "aarch64", "arm64")
 FACES = re.compile(r"(\d+) faces in (\d+)x(\d+), from (\d+) pixels")
@@ -44,9 +46,9 @@ class Group:
 
 
 def load(folder: Path) -> list[Result]:
-    """Return all rows of the files in `folder`, by date; raises ValueError for a file of other columns."""
+    """Return all rows of the bench in `folder`, by date; raises ValueError for a file of other columns."""
     results = []
-    for path in sorted(folder.glob("*.csv")):
+    for path in sorted(path for what in SUBJECTS if (path := folder / f"{what}.csv").exists()):
         for line in record.read(path):
             figures = {field.name: line[field.name] for field in fields(Row)} | {"rounds": int(line["rounds"])}
             where = {field.name: line[field.name] for field in fields(Place)} | {"cores": int(line["cores"])}
