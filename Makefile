@@ -31,7 +31,8 @@ fuzz-api: venv
 
 # Load, faults, bad input and time, against live servers: a good hour, or a few minutes with SHORT=1.
 endure: venv
-	$(RUN) -m scripts.endure $(if $(SHORT),--short) $(if $(SAVE),--save) $(if $(SECONDS),--seconds $(SECONDS))
+	$(RUN) -m scripts.endure $(if $(ONLY),--only $(ONLY)) $(if $(SHORT),--short) $(if $(SAVE),--save) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 screenshots: venv
 	$(RUN) -m pytest -m browser tests/browser/test_app.py --screenshots docs

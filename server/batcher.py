@@ -12,6 +12,7 @@ Knows neither HTTP nor torch: a model is anything with `buckets`, `collate` and 
 - What nobody waits for any longer is dropped. If a batch fails its halves are tried, so that only the guilty
   item fails.
 - A queue is bounded by items and by weight. Beyond that `submit` raises Full, with an estimate of when to come again.
+  Of items and of time each flow has its even share, so that a flood turns nobody away but itself.
 - A batch stays with the replica that cut it, so the models of a queue can be replaced while it is in use.
 
 All state, the queues included, is guarded by one lock per scheduler. `submit` is called on the event loop; batches are
@@ -170,7 +171,7 @@ class Scheduler:
             if queue.removed:
                 raise Closed(f"{queue.name} was unloaded")
             if not accepted:
-                queue.check_room(weight)
+                queue.check_room(weight, flow=flow)
             queue.push(waiter, flow)
             self._wake(queue)
         waiter.future.add_done_callback(partial(self._forget, queue, waiter))
@@ -188,10 +189,10 @@ class Scheduler:
             if worker.ahead is None and queue.is_full_batch(worker.number):
                 worker.spare.notify()
 
-    def check_room(self, queue: Queue, ahead: int) -> None:
-        """Raise Full if an item would find the queue full after `ahead` others that are on their way there already."""
+    def check_room(self, queue: Queue, ahead: int, flow: Hashable = None) -> None:
+        """Raise Full if an item would find the queue full after `ahead` others of its flow that are on their way."""
         with self._lock:
-            queue.check_room(0, ahead)
+            queue.check_room(0, ahead, flow)
 
     def _forget(self, queue: Queue, waiter: Waiter, future: "asyncio.Future[Any]") -> None:
         if future.cancelled():

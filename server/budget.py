@@ -20,6 +20,10 @@ class Budget:
         self.waiting = 0
         self._flows: OrderedDict[Hashable, deque[_Turn]] = OrderedDict()
 
+    def waiting_of(self, flow: Hashable) -> int:
+        """Return how many of one flow wait."""
+        return len(self._flows.get(flow, ()))
+
     @asynccontextmanager
     async def hold(self, amount: int, flow: Hashable = None) -> AsyncIterator[None]:
         """Wait for room, hold `amount` for the time of the block."""

@@ -113,7 +113,7 @@ class Predictor:
         async with AsyncExitStack() as stack:
             with caller.watch.phase("wait"):
                 textual = await stack.enter_async_context(self._shelf.use(parts["textual"]))
-            textual.scheduler.check_room(textual.queue, ahead=0)
+            textual.scheduler.check_room(textual.queue, ahead=0, flow=caller.flow)
             work = _timed(caller.watch, "prepare", textual.model.prepare, text, ask.language)
             item = await asyncio.get_running_loop().run_in_executor(self._text_pool, work)
             return Answer(embedding=await _submit(textual, item, caller))
@@ -127,7 +127,8 @@ class Predictor:
         async with AsyncExitStack() as stack:
             models = await self._models(stack, image, header, parts, caller)
             for loaded in models.values():
-                loaded.scheduler.check_room(loaded.queue, ahead=self._pixels.waiting)
+                ahead = self._pixels.waiting_of(caller.flow)
+                loaded.scheduler.check_room(loaded.queue, ahead, caller.flow)
             if models.keys() == {"visual"}:
                 vector = await self._undecoded(models["visual"], image, header, caller)
                 if vector is not None:

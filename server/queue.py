@@ -101,12 +101,17 @@ class Queue:
         self.items += 1
         self.weight += waiter.weight
 
-    def check_room(self, weight: int, ahead: int = 0) -> None:
-        """Raise Full if an item of `weight` is more than may wait, `ahead` others being on their way here already."""
-        waiting = self.items + ahead
-        seconds = waiting * self._seconds_per_item / len(self.models)
+    def check_room(self, weight: int, ahead: int = 0, flow: Hashable = None) -> None:
+        """Raise Full if an item of `weight` would find the queue full, `ahead` others of its flow being on their way.
+
+        What counts is what is computed before it. Flows take turns, so that is no more than what its own flow has here,
+        once for each flow: a thousand items of one turn none of another away.
+        """
+        own = len(self._flows.get(flow, ())) + ahead
+        before = min(self.items + ahead, own * len(self._flows.keys() | {flow}))
+        seconds = before * self._seconds_per_item / len(self.models)
         # One item alone is always let in, however heavy: it would never be served otherwise.
-        if waiting and (reason := self._excess(waiting, self.weight + weight, seconds)) is not None:
+        if self.items + ahead and (reason := self._excess(before, self.weight + weight, seconds)) is not None:
             self.observer.refused(reason)
             raise Full(self.name, max(1.0, seconds))
 

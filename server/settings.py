@@ -227,7 +227,8 @@ class Settings(BaseSettings):
     queue_items: int = Field(
         4096,
         gt=0,
-        description="Inputs that may wait for a model; beyond that, or 290 seconds of work, the answer is 503.",
+        description="Inputs that may wait for a model; beyond that, or 290 seconds of work, the answer is 503. Clients "
+        "share it evenly: who fills it turns away nobody else.",
     )
 
     @model_validator(mode="before")

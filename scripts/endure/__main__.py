@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"{place.processor}, {place.cores} cores")
     rows = asyncio.run(run(names, options))
     report.show(rows)
+    say(report.summary(rows))
     if save:
         report.save(rows, place)
         say(f"kept in {report.RESULTS.relative_to(record.ROOT)} and {report.PAGE.relative_to(record.ROOT)}")
@@ -44,7 +46,11 @@ async def run(names: Sequence[str], options: Options) -> list[Row]:
     found: list[Row] = []
     for name in names:
         tell(f"{name}: begins")
-        found += await PARTS[name](options)
+        try:
+            found += await PARTS[name](options)
+        except Exception as error:  # one part that breaks off must not hide what the others have found
+            traceback.print_exc()
+            found.append(Row(name, "all of it", 1, 0, 1, f"broke off: {error!r}"))
     return found
 
 

@@ -137,8 +137,10 @@ def png(width: int, height: int) -> bytes:
     )
 
 
-async def hang_up(port: int, stage: str, body: bytes, content_type: str, rng: np.random.Generator) -> None:
-    """Begin to send a form and hang up at `stage`, one of STAGES; half of the time without a goodbye."""
+async def hang_up(
+    port: int, stage: str, body: bytes, content_type: str, rng: np.random.Generator, *, rude: bool
+) -> None:
+    """Begin to send a form and hang up at `stage`, one of STAGES; a rude one resets the connection."""
     head = (
         f"POST /predict HTTP/1.1\r\nHost: {LOOPBACK}\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -157,7 +159,7 @@ async def hang_up(port: int, stage: str, body: bytes, content_type: str, rng: np
             await asyncio.sleep(rng.uniform(0, LATER_S))
         elif stage == "at the answer":
             await reader.read(1)
-        if rng.random() < 0.5:
+        if rude:
             writer.transport.abort()
     except ConnectionError:
         pass  # the server was quicker to close: it has read enough of this request to refuse it

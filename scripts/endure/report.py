@@ -1,4 +1,4 @@
-"""How the endurance run is told and kept: a table on the screen, docs/results/endure.csv, a block of docs/reliability.md.
+"""How the endurance run is told and kept: a table on the screen, docs/results/endure.csv, docs/reliability.md.
 
 Knows rows and the machine that they were counted on. A part that is run again takes the place of what it was before.
 """
@@ -45,6 +45,13 @@ def show(rows: Sequence[Row]) -> None:
         numbers = (f"{number:,}" for number in (one.tried, one.lost, one.wrong))
         shown.add_row(one.part, one.what, *numbers, "yes" if one.held else "[bold red]no[/]", one.seen)
     screen.print(shown)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return all of it in one sentence."""
+    tried, lost, wrong = (sum(getattr(one, name) for one in rows) for name in ("tried", "lost", "wrong"))
+    held = sum(one.held for one in rows)
+    return f"{held} of {len(rows)} lines held: {tried:,} requests, inputs and faults, {lost:,} lost, {wrong:,} wrong."
 
 
 def save(rows: Sequence[Row], place: Place, path: Path = RESULTS, page: Path = PAGE) -> None:

@@ -76,6 +76,12 @@ class Soak:
         """How many requests there were so far."""
         return sum(count.tried for count in self.counts.values())
 
+    def state(self) -> str:
+        """Return what the last quiet moment was like."""
+        last = self.samples[-1]
+        memory = f"{last.resident / 1e6:.1f} MB resident, {last.own / 1e6:.1f} MB of its own"
+        return f"{last.requests:,} requests: {memory}, {last.files} open files, {last.threads} threads"
+
     def seen(self, name: str) -> str:
         """Return how many kinds there are of what was sent under `name`."""
         if name == BAD:
@@ -119,6 +125,7 @@ async def rows(options: Options) -> list[Row]:
             of = ROUNDS[len(soak.samples) % len(ROUNDS)]
             await busy(soak, of, SHORT_ROUND_S if options.short else ROUND_S)
             await quiet(soak)
+            tell(soak.state())
             if time.perf_counter() < warm:
                 warm_samples = len(soak.samples)
         async with Client(server.port) as client:
@@ -155,7 +162,8 @@ async def _call(soak: Soak, client: Client, kinds: Sequence[Kind], rng: np.rando
                 soak.counts.setdefault(HANG_UPS, Count()).tried += 1
                 kind = kinds[int(rng.integers(len(kinds)))]
                 body, content_type = kind.bodies[int(rng.integers(len(kind.bodies)))]
-                await hang_up(soak.server.port, str(rng.choice(STAGES)), body, content_type, rng)
+                stage, rude = str(rng.choice(STAGES)), bool(rng.random() < 0.5)
+                await hang_up(soak.server.port, stage, body, content_type, rng, rude=rude)
             case "look":
                 await _look(soak, client, str(rng.choice(LOOKS)))
             case _:
@@ -265,20 +273,25 @@ def behind(soak: Soak, state: Counter[str], errors: Sequence[str]) -> list[Row]:
 def held(found: Sequence[Sample], warm: int, peak: int, *, sure: bool) -> list[Row]:
     """Return whether memory, open files and threads stayed, by the samples after the `warm` first ones.
 
-    With `sure` memory must have grown beyond doubt: see SURE.
+    With `sure` memory must have grown beyond doubt to be counted as wrong: see SURE. `peak` is in bytes.
     """
     after = found[warm:]
-    grown = samples.slope(after)
-    limit = MOST_MB + (SURE * grown.error if sure else 0.0)
-    memory = (
-        f"{grown.mb:+.2f} ± {grown.error:.2f} MB per {samples.PER:,} requests, limit {limit:.2f}; "
-        f"{after[0].resident / 1e6:.0f} MB, at the end {after[-1].resident / 1e6:.0f} MB, at most {peak / 1e6:.0f} MB"
-    )
     return [
-        Row(PART, "resident size at quiet moments after warm-up", len(after), 0, int(grown.mb > limit), memory),
+        _flat("resident size", after, [one.resident for one in after], f", at most {peak / 1e6:.0f} MB", sure=sure),
+        _flat("memory of its own, resident or swapped", after, [one.own for one in after], sure=sure),
         _constant("open files", [one.files for one in after]),
         _constant("threads", [one.threads for one in after]),
     ]
+
+
+def _flat(what: str, after: Sequence[Sample], held: Sequence[int], most: str = "", *, sure: bool) -> Row:
+    grown = samples.slope([one.requests for one in after], held)
+    limit = MOST_MB + (SURE * grown.error if sure else 0.0)
+    seen = (
+        f"{grown.mb:+.2f} ± {grown.error:.2f} MB per {samples.PER:,} requests, limit {limit:.2f}; "
+        f"from {held[0] / 1e6:.0f} to {held[-1] / 1e6:.0f} MB{most}"
+    )
+    return Row(PART, f"{what} at quiet moments after warm-up", len(after), 0, int(grown.mb > limit), seen)
 
 
 def _constant(what: str, numbers: Sequence[int]) -> Row:

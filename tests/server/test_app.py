@@ -347,6 +347,32 @@ async def test_one_client_with_many_pictures_does_not_starve_another_with_few() 
     assert [i for i, who in enumerate(order) if who == "few"][-1] < 25
 
 
+async def test_a_client_that_fills_the_queue_turns_away_itself_alone() -> None:
+    engines = FakeEngines()
+    app = fake_app(engines, queue_items=4)
+
+    async def ask(client: Any, number: int) -> int:
+        response = await client.post("/predict", data=form(CLIP, png(colour=(number, 1, 1))))
+        return int(response.status)
+
+    async with serving(app) as many:
+        connector = aiohttp.TCPConnector(local_addr=("127.0.0.2", 0))  # another client
+        async with aiohttp.ClientSession(many.make_url("/"), connector=connector) as few:
+            await ask(many, 0)
+            model = engines.models["visual", "demo"]
+            model.gate.clear()
+            on_device = asyncio.create_task(ask(many, 1))
+            for _ in range(2):  # the first one and this one
+                assert await asyncio.to_thread(model.running.acquire, timeout=20)
+            asked = [asyncio.create_task(ask(many, number)) for number in range(2, 6)]
+            await until_waiting(app, 4)
+            assert await ask(many, 6) == 503
+            asked += [asyncio.create_task(ask(few, number)) for number in range(2)]
+            await until_waiting(app, 6)
+            model.gate.set()
+            assert {await task for task in (on_device, *asked)} == {200}
+
+
 async def test_models_lists_what_is_known_and_what_is_loaded() -> None:
     async with serving(fake_app(FakeEngines(), clip_resize="crop")) as client:
         await client.post("/predict", data=form(TEXT, text="x"))

@@ -47,6 +47,17 @@ async def test_a_small_one_does_not_overtake_a_large_one() -> None:
     assert order == ["large", "small"]
 
 
+async def test_it_tells_how_many_of_a_flow_wait() -> None:
+    budget = Budget(1)
+    async with budget.hold(1):
+        tasks = [asyncio.create_task(budget.acquire(1, flow)) for flow in ("many", "few", "many")]
+        await settle()
+        assert [budget.waiting_of(flow) for flow in ("many", "few", "none")] == [2, 1, 0]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_flows_take_turns_so_many_of_one_do_not_starve_few_of_another() -> None:
     budget = Budget(1)
     order: list[str] = []

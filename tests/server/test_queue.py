@@ -163,9 +163,11 @@ async def test_room_ends_by_weight_but_an_empty_queue_takes_anything(loop: async
 async def test_dropped_items_make_room(loop: asyncio.AbstractEventLoop) -> None:
     q = queue(Limits(items=4, weight=4))
     waiters = [push(q, loop, item, flow=str(item % 2)) for item in range(4)]
+    with pytest.raises(Full):
+        q.check_room(1, flow="0")
     q.drop(waiters[1])
     q.drop(waiters[3])
-    q.check_room(2)
+    q.check_room(2, flow="0")
     assert [waiter.item for waiter in q.drain("closed")] == [0, 2]
 
 
@@ -179,6 +181,40 @@ async def test_what_could_not_be_answered_in_time_is_refused(loop: asyncio.Abstr
     with pytest.raises(Full) as full:
         q.check_room(1, ahead=1)
     assert full.value.retry_after == pytest.approx(120.0)
+
+
+async def test_who_fills_the_queue_turns_away_nobody_else(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(items=8))
+    for item in range(8):
+        q.check_room(1, flow="many")
+        push(q, loop, item, flow="many")
+    with pytest.raises(Full):
+        q.check_room(1, flow="many")
+    for item in range(4):
+        q.check_room(1, flow="few")
+        push(q, loop, item, flow="few")
+    with pytest.raises(Full):  # four are the even share of two
+        q.check_room(1, flow="few")
+    q.check_room(1, ahead=2, flow="third")
+    with pytest.raises(Full):  # three of each of three flows would go before it
+        q.check_room(1, ahead=3, flow="third")
+
+
+async def test_what_a_flow_waits_for_is_what_goes_before_it(loop: asyncio.AbstractEventLoop) -> None:
+    q = queue(Limits(seconds=100))
+    q.note_batch(seconds=10.0, items=1, errors=[])
+    for item in range(50):
+        push(q, loop, item, flow="many")
+    for item in range(5):
+        q.check_room(1, flow="few")
+        push(q, loop, item, flow="few")
+    q.check_room(1, flow="few")  # ten go before it, five of each: 100 s
+    with pytest.raises(Full) as full:
+        q.check_room(1, ahead=1, flow="few")
+    assert full.value.retry_after == pytest.approx(120.0)
+    with pytest.raises(Full) as full:
+        q.check_room(1, flow="many")
+    assert full.value.retry_after == pytest.approx(550.0)  # all of them: it has far more than its turn
 
 
 async def test_the_estimate_follows_the_last_batches(loop: asyncio.AbstractEventLoop) -> None:

@@ -1,0 +1,94 @@
+"""The soak: its miniature against a live server, and that growth, leftovers and wrong answers are seen."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts.endure.row import Options
+from scripts.endure.samples import PER, Sample, own_bytes, sample, slope
+from scripts.endure.soak import MOST_MB, PART, Row, held, rows
+
+MB = 1_000_000
+FLAT = [Sample(PER * number // 4, 300 * MB, 200 * MB, 12, 20) for number in range(40)]
+
+
+def grown(mb: float, wobble: float = 0.0) -> list[Sample]:
+    """Return samples that grow by so many megabytes per 10,000 requests, up and down by `wobble` of them."""
+    return [
+        replace(one, resident=round(one.resident + MB * (mb * number / 4 + wobble * (-1) ** number)))
+        for number, one in enumerate(FLAT)
+    ]
+
+
+def by_what(found: list[Row]) -> dict[str, Row]:
+    return {row.what: row for row in found}
+
+
+async def test_two_minutes_of_everything_lose_nothing_and_leave_nothing_behind() -> None:
+    found = by_what(await rows(Options(short=True)))
+    assert [row for row in found.values() if not row.held] == []
+    assert found["texts"].tried > 500
+    assert found["pictures"].tried > 300
+    assert found["faces"].tried > 30
+    assert found["bad input"].tried > 100
+    assert found["clients that hang up"].tried > 50
+    assert found["models that were loaded, and left when idle"].tried > 20
+    assert all(row.part == PART for row in found.values())
+
+
+@pytest.mark.parametrize(("mb", "held_"), [(0.0, True), (0.9, True), (1.1, False), (-3.0, True)])
+def test_a_slope_over_the_limit_is_seen(mb: float, held_: bool) -> None:
+    memory, own, files, threads = held(grown(mb), 0, 0, sure=False)
+    assert memory.held is held_
+    assert own.held
+    assert files.held
+    assert threads.held
+    assert memory.seen.startswith(f"{mb:+.2f} ± ")
+
+
+def test_growth_before_the_end_of_the_warm_up_does_not_count() -> None:
+    steep = [replace(one, resident=one.resident - MB * 50 * (8 - number)) for number, one in enumerate(FLAT[:8])]
+    assert held([*steep, *FLAT[8:]], 8, 0, sure=False)[0].held
+    assert not held([*steep, *FLAT[8:]], 0, 0, sure=False)[0].held
+
+
+def test_a_miniature_fails_only_where_growth_is_beyond_doubt() -> None:
+    unsure, clear = grown(1.2, wobble=20), grown(100, wobble=20)
+    assert slope([one.requests for one in unsure], [one.resident for one in unsure]).mb > MOST_MB
+    assert held(unsure, 0, 0, sure=True)[0].held
+    assert not held(clear, 0, 0, sure=True)[0].held
+
+
+def test_memory_that_is_swapped_out_is_seen() -> None:
+    swapped = [replace(one, resident=one.resident - 5 * MB, own=one.own + 5 * MB * n) for n, one in enumerate(FLAT)]
+    resident, own, *_ = held(swapped, 0, 0, sure=False)
+    assert resident.held
+    assert not own.held
+
+
+def test_one_more_file_or_thread_at_any_quiet_moment_is_seen() -> None:
+    _, _, files, _ = held([*FLAT, replace(FLAT[-1], files=13)], 0, 0, sure=False)
+    assert (files.held, files.seen) == (False, "12 to 13")
+    *_, threads = held([*FLAT, replace(FLAT[-1], threads=21)], 0, 0, sure=False)
+    assert (threads.held, threads.seen) == (False, "20 to 21")
+
+
+def test_too_few_samples_are_no_proof() -> None:
+    with pytest.raises(ValueError, match="let it run for longer"):
+        held(FLAT[:2], 0, 0, sure=False)
+
+
+def test_a_sample_is_of_the_process() -> None:
+    one = sample(psutil.Process(), 7)
+    assert one.requests == 7
+    assert one.resident > 10 * MB
+    assert 10 * MB < one.own <= one.resident + psutil.swap_memory().used
+    assert one.files > 2
+    assert one.threads >= 1
+
+
+def test_bytes_of_its_own_are_what_is_in_memory_and_in_swap(tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("Name:\tx: y\nVmRSS:\t 900 kB\nRssAnon:\t 100 kB\nVmSwap:\t 20 kB\n")
+    assert own_bytes(tmp_path / "status") == 120 * 1024
