@@ -48,7 +48,7 @@ async def run(names: Sequence[str], options: Options) -> list[Row]:
         tell(f"{name}: begins")
         try:
             found += await PARTS[name](options)
-        except Exception as error:  # one part that breaks off must not hide what the others have found
+        except Exception as error:  # noqa: BLE001 - one part that breaks off must not hide what the others have found
             traceback.print_exc()
             found.append(Row(name, "all of it", 1, 0, 1, f"broke off: {error!r}"))
     return found
