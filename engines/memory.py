@@ -1,10 +1,11 @@
 """Gives memory back to the system once a model is gone. Knows allocators, no models; and tells what is left on GPUs."""
 
-import ctypes
 import gc
 from collections.abc import Mapping
 
 import torch
+
+from engines import heap
 
 
 def settle() -> None:
@@ -21,9 +22,7 @@ def release() -> None:
     """Free what unreachable models held: on the GPU, and on the heap where the C library keeps freed pages."""
     gc.collect()
     torch.cuda.empty_cache()  # does nothing where CUDA was never used
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    heap.trim()
 
 
 def gpu_bytes() -> dict[str, Mapping[str, int]]:

@@ -13,6 +13,7 @@ import sys
 from aiohttp import web
 from pydantic import ValidationError
 
+from engines import heap
 from engines.errors import EngineMissing, UnknownModel
 from server import logs, tracing
 from server.app import DOOR, Engines, create_app, engine_config, preload_parts
@@ -31,6 +32,7 @@ def main() -> int:
 
     After a signal the process exits with 0.
     """
+    heap.keep_in_one_piece()
     try:
         settings = Settings()
         preload_parts(settings)

@@ -44,7 +44,7 @@ LOADS = "facet_model_loads_total"
 # Before it, libraries grow their pools and caches to what this load takes; from there on nothing may grow.
 WARM_SHARE, WARM_S = 0.35, 600.0  # of the time, at most so long
 MOST_MB = 1.0  # per 10,000 requests
-SURE = 2.0  # standard errors: a miniature has too few samples to tell a small slope from none
+SETTLES_MB = 15.0  # that a miniature may take beside: it ends before all caches are filled
 
 
 @dataclass(slots=True)
@@ -130,7 +130,7 @@ async def rows(options: Options) -> list[Row]:
                 warm_samples = len(soak.samples)
         async with Client(server.port) as client:
             state = await metrics_of(client)
-    whole = held(soak.samples, warm_samples, soak.peak, sure=options.short)
+    whole = held(soak.samples, warm_samples, soak.peak, short=options.short)
     return [*answered(soak), *behind(soak, state, bad_lines(PART)), *whole]
 
 
@@ -270,23 +270,24 @@ def behind(soak: Soak, state: Counter[str], errors: Sequence[str]) -> list[Row]:
     ]
 
 
-def held(found: Sequence[Sample], warm: int, peak: int, *, sure: bool) -> list[Row]:
+def held(found: Sequence[Sample], warm: int, peak: int, *, short: bool) -> list[Row]:
     """Return whether memory, open files and threads stayed, by the samples after the `warm` first ones.
 
-    With `sure` memory must have grown beyond doubt to be counted as wrong: see SURE. `peak` is in bytes.
+    Memory may grow by MOST_MB, in a miniature by SETTLES_MB in all beside that. `peak` is in bytes.
     """
     after = found[warm:]
     return [
-        _flat("resident size", after, [one.resident for one in after], f", at most {peak / 1e6:.0f} MB", sure=sure),
-        _flat("memory of its own, resident or swapped", after, [one.own for one in after], sure=sure),
+        _flat("resident size", after, [one.resident for one in after], f", at most {peak / 1e6:.0f} MB", short=short),
+        _flat("memory of its own, resident or swapped", after, [one.own for one in after], short=short),
         _constant("open files", [one.files for one in after]),
         _constant("threads", [one.threads for one in after]),
     ]
 
 
-def _flat(what: str, after: Sequence[Sample], held: Sequence[int], most: str = "", *, sure: bool) -> Row:
+def _flat(what: str, after: Sequence[Sample], held: Sequence[int], most: str = "", *, short: bool) -> Row:
     grown = samples.slope([one.requests for one in after], held)
-    limit = MOST_MB + (SURE * grown.error if sure else 0.0)
+    span = (after[-1].requests - after[0].requests) / samples.PER
+    limit = MOST_MB + (SETTLES_MB / span if short else 0.0)
     seen = (
         f"{grown.mb:+.2f} ± {grown.error:.2f} MB per {samples.PER:,} requests, limit {limit:.2f}; "
         f"from {held[0] / 1e6:.0f} to {held[-1] / 1e6:.0f} MB{most}"

@@ -142,22 +142,22 @@ async def test_a_batch_is_full_by_count_or_by_weight(loop: asyncio.AbstractEvent
 async def test_room_ends_by_count_and_says_when_to_come_again(loop: asyncio.AbstractEventLoop) -> None:
     q = queue(Limits(items=4))
     for item in range(4):
-        q.check_room(1)
+        q.check_room(1, flow="a")
         push(q, loop, item)
     q.note_batch(seconds=20.0, items=2, errors=[])
     with pytest.raises(Full) as full:
-        q.check_room(1)
+        q.check_room(1, flow="a")
     assert full.value.retry_after == pytest.approx(40.0)
     assert "full" in str(full.value)
 
 
 async def test_room_ends_by_weight_but_an_empty_queue_takes_anything(loop: asyncio.AbstractEventLoop) -> None:
     q = queue(Limits(weight=10))
-    q.check_room(1000)
+    q.check_room(1000, flow="a")
     push(q, loop, 0, weight=8)
-    q.check_room(2)
+    q.check_room(2, flow="a")
     with pytest.raises(Full):
-        q.check_room(3)
+        q.check_room(3, flow="a")
 
 
 async def test_dropped_items_make_room(loop: asyncio.AbstractEventLoop) -> None:
@@ -175,11 +175,11 @@ async def test_what_could_not_be_answered_in_time_is_refused(loop: asyncio.Abstr
     q = queue(Limits(seconds=100))
     q.note_batch(seconds=30.0, items=1, errors=[])
     for item in range(3):
-        q.check_room(1)
+        q.check_room(1, flow="a")
         push(q, loop, item)
-    q.check_room(1)
+    q.check_room(1, flow="a")
     with pytest.raises(Full) as full:
-        q.check_room(1, ahead=1)
+        q.check_room(1, ahead=1, flow="a")
     assert full.value.retry_after == pytest.approx(120.0)
 
 
@@ -225,7 +225,7 @@ async def test_the_estimate_follows_the_last_batches(loop: asyncio.AbstractEvent
     for _ in range(60):
         q.note_batch(seconds=100.0, items=2, errors=[])
     with pytest.raises(Full) as full:
-        q.check_room(1)
+        q.check_room(1, flow="a")
     assert full.value.retry_after == pytest.approx(50.0, rel=0.01)
 
 
@@ -265,15 +265,15 @@ async def test_what_is_refused_and_dropped_is_told_with_the_reason(loop: asyncio
     q = queue(Limits(items=2, weight=10, seconds=5), observer=listener)
     first = push(q, loop, 0, weight=4)
     with pytest.raises(Full):
-        q.check_room(weight=8)
+        q.check_room(weight=8, flow="a")
     push(q, loop, 1)
     with pytest.raises(Full):
-        q.check_room(weight=1)
+        q.check_room(weight=1, flow="a")
     q.drop(first)
     q.drop(first)
     q.note_batch(seconds=20.0, items=1, errors=[])
     with pytest.raises(Full):
-        q.check_room(weight=1)
+        q.check_room(weight=1, flow="a")
     q.drain("unloaded")
     q.drain("closed")
     assert listener.heard == [

@@ -1,6 +1,6 @@
 """Fairness: its miniature against a live server, and what it makes of answers."""
 
-from scripts.endure.fairness import batch_times, percentile, rows
+from scripts.endure.fairness import batch_times, largest_batch, percentile, rows
 from scripts.endure.live import Reply
 from scripts.endure.row import Options
 
@@ -15,6 +15,7 @@ async def test_searches_stay_quick_and_nobody_starves() -> None:
 
 def test_who_rode_together_counts_as_one_batch() -> None:
     replies = [Reply(200, b"", 1.0, {"run": run, "wait": 0.1}) for run in (0.5, 0.25, 0.5)]
+    assert largest_batch(replies) == 2
     assert batch_times([*replies, Reply(503, b"", 0.1, {})]) == [0.25, 0.5]
 
 

@@ -48,7 +48,7 @@ def test_a_part_that_breaks_off_fails_and_the_others_still_run(
         raise RuntimeError("the server is gone")
 
     seen = parts(monkeypatch, first=0, second=0)
-    monkeypatch.setitem(command.PARTS, "first", broken)  # type: ignore[arg-type]  # a dictionary, put there above
+    monkeypatch.setitem(command.PARTS, "first", broken)
     assert command.main([]) == 1
     assert [name for name, _ in seen] == ["second"]
     told = capsys.readouterr()
