@@ -8,7 +8,7 @@ from scripts.endure.row import Options
 async def test_searches_stay_quick_and_nobody_starves() -> None:
     texts, pictures, few = await rows(Options(short=True))
     assert [row for row in (texts, pictures, few) if not row.held] == []
-    assert texts.tried >= 3
+    assert texts.tried >= 1
     assert pictures.tried >= 64
     assert few.tried == 106
 
