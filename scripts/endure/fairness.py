@@ -107,18 +107,19 @@ async def texts_beside_pictures(
     tell(f"a text alone takes {1000 * own:.0f} ms; now beside {CONCURRENT} pictures for {seconds:.0f} s")
     pictures, texts = Tally([]), Tally([])
     stop = asyncio.Event()
-    callers = [asyncio.create_task(_again_and_again(client, pictures, photos, stop)) for _ in range(CONCURRENT)]
-    while pictures.tried < 2 * CONCURRENT:  # noqa: ASYNC110 - a count that many callers add to
-        await asyncio.sleep(POLL_S)
-    first, began = len(pictures.replies), time.perf_counter()
-    rng = np.random.default_rng(seed)
-    while time.perf_counter() - began < seconds:
-        # A moment within a batch, so that every part of one is met, and nobody waits behind another text.
-        await asyncio.sleep(rng.uniform(0, pictures.replies[-1].phases["run"]))
-        await texts.count(client, text(texts.tried))
-    spent, answered = time.perf_counter() - began, len(pictures.replies) - first
-    stop.set()
-    await asyncio.gather(*callers)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CONCURRENT):
+            group.create_task(_again_and_again(client, pictures, photos, stop))
+        while pictures.tried < 2 * CONCURRENT:  # noqa: ASYNC110 - a count that many callers add to
+            await asyncio.sleep(POLL_S)  # from here on they come as they will go on
+        first, began = len(pictures.replies), time.perf_counter()
+        rng = np.random.default_rng(seed)
+        while time.perf_counter() - began < seconds:
+            # A moment within a batch, so that every part of one is met, and nobody waits behind another text.
+            await asyncio.sleep(rng.uniform(0, pictures.replies[-1].phases["run"]))
+            await texts.count(client, text(texts.tried))
+        spent, answered = time.perf_counter() - began, len(pictures.replies) - first
+        stop.set()
     batches = batch_times(pictures.replies[first:])
     p99, batch = percentile(texts.replies), float(np.percentile(batches, 99))
     seen = (
@@ -157,13 +158,14 @@ async def few_beside_many(many: Client, few: Client, photos: Sequence[bytes], fl
     """Let `many` send so many pictures at once, and `few` ten when all of those are in."""
     tell(f"{flood} pictures of one address, and {FEW} of another behind them")
     theirs, ours = Tally([]), Tally([])
-    sent = [asyncio.create_task(theirs.count(many, picture(photos, number))) for number in range(flood)]
-    while await _inside(few) + theirs.tried < flood:  # noqa: ASYNC110 - the server is asked each time
-        await asyncio.sleep(POLL_S)
-    came, before = time.perf_counter(), theirs.tried
-    await asyncio.gather(*(ours.count(few, picture(photos, number)) for number in range(FEW)))
-    took, behind = time.perf_counter() - came, theirs.tried - before
-    await asyncio.gather(*sent)
+    async with asyncio.TaskGroup() as group:
+        for number in range(flood):
+            group.create_task(theirs.count(many, picture(photos, number)))
+        while await _inside(few) + theirs.tried < flood:  # noqa: ASYNC110 - the server is asked each time
+            await asyncio.sleep(POLL_S)
+        came, before = time.perf_counter(), theirs.tried
+        await asyncio.gather(*(ours.count(few, picture(photos, number)) for number in range(FEW)))
+        took, behind = time.perf_counter() - came, theirs.tried - before
     most = 3 * FEW + CUT * largest_batch(theirs.replies)
     seen = (
         f"{behind} of the others were answered before the last of the {FEW}, limit {most}; it came after {took:.1f} s, "

@@ -138,15 +138,14 @@ async def busy(soak: Soak, of: Sequence[str] | None, seconds: float) -> None:
     """Let callers send for so long, right requests only of the kinds that are named; None is all."""
     kinds = [kind for kind in soak.kinds if of is None or kind.name in of]
     ends = time.perf_counter() + seconds
-    async with Client(soak.server.port) as client:
+    async with Client(soak.server.port) as client, asyncio.TaskGroup() as group:
         callers = [
-            asyncio.create_task(_call(soak, client, kinds, rng, ends))
+            group.create_task(_call(soak, client, kinds, rng, ends))
             for rng in soak.rng.spawn(int(soak.rng.choice(CALLERS)))
         ]
         while not all(caller.done() for caller in callers):
             soak.peak = max(soak.peak, soak.process.memory_info().rss)
             await asyncio.wait(callers, timeout=POLL_S)
-        await asyncio.gather(*callers)
 
 
 async def _call(soak: Soak, client: Client, kinds: Sequence[Kind], rng: np.random.Generator, ends: float) -> None:
