@@ -6,6 +6,7 @@ Runs all parts, prints their table, and ends with one line of JSON. The exit cod
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -77,4 +78,5 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[list[str], bool, Opti
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does: no server may outlive its trial
     sys.exit(main())

@@ -23,7 +23,7 @@ from scripts.endure.asks import Kind, learn
 from scripts.endure.bad import STAGES, Bad, bad_requests, hang_up
 from scripts.endure.live import Client, Lost, Reply, bad_lines, live
 from scripts.endure.row import Options, Row
-from scripts.endure.samples import Sample
+from scripts.endure.samples import Sample, held
 from scripts.load import inputs
 from scripts.load.answers import WrongAnswer
 
@@ -43,8 +43,6 @@ LEFT = ("facet_requests_inside", "facet_queue_items", "facet_decoded_pixels_held
 LOADS = "facet_model_loads_total"
 # Before it, libraries grow their pools and caches to what this load takes; from there on nothing may grow.
 WARM_SHARE, WARM_S = 0.35, 600.0  # of the time, at most so long
-MOST_MB = 1.0  # per 10,000 requests
-SETTLES_MB = 15.0  # that a miniature may take beside: it ends before all caches are filled
 
 
 @dataclass(slots=True)
@@ -110,6 +108,7 @@ async def rows(options: Options) -> list[Row]:
         "MACHINE_LEARNING_PRECISION": "float32",
         "MACHINE_LEARNING_MODEL_TTL": str(TTL_S),
         "MACHINE_LEARNING_MODEL_TTL_POLL_S": str(POLL_S),
+        "MACHINE_LEARNING_REQUEST_THREADS": "4",  # few enough that all are started while it warms up
     }
     began = time.perf_counter()
     async with live(PART, **settings) as server:
@@ -130,7 +129,7 @@ async def rows(options: Options) -> list[Row]:
                 warm_samples = len(soak.samples)
         async with Client(server.port) as client:
             state = await metrics_of(client)
-    whole = held(soak.samples, warm_samples, soak.peak, short=options.short)
+    whole = held(PART, soak.samples, warm_samples, soak.peak, short=options.short)
     return [*answered(soak), *behind(soak, state, bad_lines(PART)), *whole]
 
 
@@ -138,15 +137,14 @@ async def busy(soak: Soak, of: Sequence[str] | None, seconds: float) -> None:
     """Let callers send for so long, right requests only of the kinds that are named; None is all."""
     kinds = [kind for kind in soak.kinds if of is None or kind.name in of]
     ends = time.perf_counter() + seconds
-    async with Client(soak.server.port) as client:
+    async with Client(soak.server.port) as client, asyncio.TaskGroup() as group:
         callers = [
-            asyncio.create_task(_call(soak, client, kinds, rng, ends))
+            group.create_task(_call(soak, client, kinds, rng, ends))
             for rng in soak.rng.spawn(int(soak.rng.choice(CALLERS)))
         ]
         while not all(caller.done() for caller in callers):
             soak.peak = max(soak.peak, soak.process.memory_info().rss)
             await asyncio.wait(callers, timeout=POLL_S)
-        await asyncio.gather(*callers)
 
 
 async def _call(soak: Soak, client: Client, kinds: Sequence[Kind], rng: np.random.Generator, ends: float) -> None:
@@ -268,34 +266,3 @@ def behind(soak: Soak, state: Counter[str], errors: Sequence[str]) -> list[Row]:
         Row(PART, "models that were loaded, and left when idle", loaded + failed, 0, failed),
         Row(PART, "requests without an error of the server in its log", answers, 0, len(errors)),
     ]
-
-
-def held(found: Sequence[Sample], warm: int, peak: int, *, short: bool) -> list[Row]:
-    """Return whether memory, open files and threads stayed, by the samples after the `warm` first ones.
-
-    Memory may grow by MOST_MB, in a miniature by SETTLES_MB in all beside that. `peak` is in bytes.
-    """
-    after = found[warm:]
-    return [
-        _flat("resident size", after, [one.resident for one in after], f", at most {peak / 1e6:.0f} MB", short=short),
-        _flat("memory of its own, resident or swapped", after, [one.own for one in after], short=short),
-        _constant("open files", [one.files for one in after]),
-        _constant("threads", [one.threads for one in after]),
-    ]
-
-
-def _flat(what: str, after: Sequence[Sample], held: Sequence[int], most: str = "", *, short: bool) -> Row:
-    grown = samples.slope([one.requests for one in after], held)
-    span = (after[-1].requests - after[0].requests) / samples.PER
-    limit = MOST_MB + (SETTLES_MB / span if short else 0.0)
-    seen = (
-        f"{grown.mb:+.2f} ± {grown.error:.2f} MB per {samples.PER:,} requests, limit {limit:.2f}; "
-        f"from {held[0] / 1e6:.0f} to {held[-1] / 1e6:.0f} MB{most}"
-    )
-    return Row(PART, f"{what} at quiet moments after warm-up", len(after), 0, int(grown.mb > limit), seen)
-
-
-def _constant(what: str, numbers: Sequence[int]) -> Row:
-    changes = sum(one != numbers[0] for one in numbers)
-    seen = f"{min(numbers)} to {max(numbers)}" if changes else f"always {numbers[0]}"
-    return Row(PART, f"{what} at quiet moments after warm-up", len(numbers), 0, changes, seen)

