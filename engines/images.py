@@ -1,10 +1,13 @@
 """Bytes to pixels: which pictures are read, within which limit, and what is said of those that are not.
 
-Knows Pillow, its ways to fail, and what a header tells; how JPEGs are decoded faster is in jpeg.py. Deliberately knows
-no model: neither sizes nor crops nor normalisation. Pictures come from strangers, so formats are few, sizes are checked
-by the header before anything is decoded, and every failure of the decoder becomes one ImageError.
+Knows Pillow, its ways to fail, and what a header tells; how JPEGs are decoded faster is in jpeg.py, what files are
+refused for the way they are put together in pieces.py. Deliberately knows no model: neither sizes nor crops nor
+normalisation. Pictures come from strangers, so formats are few, sizes are checked by the header before anything is
+decoded, and every failure of the decoder becomes one ImageError.
 """
 
+import contextlib
+import ctypes
 import importlib
 import importlib.util
 import io
@@ -16,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, _imaging
 
-from engines import jpeg
+from engines import jpeg, pieces
 from engines.errors import ImageError, ImageTooLarge
 
 Pixels = NDArray[np.uint8]
@@ -35,6 +38,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.init()
 if importlib.util.find_spec("pillow_heif") is not None:
     importlib.import_module("pillow_heif").register_heif_opener()
+
+# libtiff writes a line to standard error for every damaged TIFF, past the log and with bytes of the file in it. Pillow
+# sets no handler for errors, and reports them all the same. The symbol is found through the library that links to it;
+# where it is linked statically and hidden there is none, and the lines stay.
+with contextlib.suppress(AttributeError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 # MPO is what many phones write: a JPEG with further pictures behind it, of which the first is taken.
 FORMATS = tuple(
@@ -93,6 +102,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
     8: lambda pixels: np.rot90(pixels),
 }
+MOST_EXIF_BYTES = 1 << 20  # more is not looked into; a JPEG has room for 64 KB in one segment
 _SIDEWAYS = 5  # from this orientation on width and height change places
 _INVERSE = {6: 8, 8: 6}  # of those that are not their own
 
@@ -163,6 +173,7 @@ def _read(image: Image.Image, data: bytes, shortest: int, exif: bool) -> tuple[P
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ImageError("The image is empty: send the bytes of a picture.")
+    pieces.check(data, max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (*DECODER_ERRORS, MemoryError) as error:
@@ -189,6 +200,8 @@ def looks_like(data: bytes) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
+    if len(image.info.get("exif", b"")) + len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_BYTES:
+        return 1
     orientation: int = image.getexif().get(_ORIENTATION, 1)
     return orientation if orientation in _UPRIGHT else 1
 

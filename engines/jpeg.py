@@ -19,11 +19,12 @@ def decode(data: bytes, width: int, height: int, shortest: int = 0) -> NDArray[n
     the decoder can scale to, in eighths.
     """
     try:
+        # By its own reading of the header: memory is made for that size, not for the one that was checked.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
+            return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data, "RGB", min_height=min(shortest, height), min_width=min(shortest, width)
         )
     except ValueError:  # its only error; also what Pillow would forgive, as bytes between two markers
-        return None
-    if not shortest and pixels.shape != (height, width, 3):
         return None
     return pixels
