@@ -27,8 +27,8 @@ MOST_DIRECTORIES = 16  # that begin in an AVIF: it has one, of its EXIF
 
 # A marker that is no stuffed zero, no restart and no fill byte (ITU T.81, annex B).
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_SEGMENTS = frozenset((*range(0xC0, 0xC8), 0xC9, 0xCA, 0xCB, *range(0xCC, 0xD0), 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0)))
-_COMMENT, _SCAN, _END, _EXIF = 0xFE, 0xDA, 0xD9, 0xE1
+_SCAN, _END, _EXIF, _COMMENT, _LEAST = 0xDA, 0xD9, 0xE1, 0xFE, 0xC0
+_SEGMENTS = frozenset({*range(_LEAST, 0xD0), *range(_SCAN, 0xDE), *range(0xE0, 0xF0), _COMMENT} - {0xC8})
 
 _TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")  # those that Pillow takes
 _DIRECTORY = re.compile(rb"II\*\x00|MM\x00\*")
@@ -73,7 +73,9 @@ def _check_jpeg(data: bytes) -> None:
             junk += found.start() - position
         elif marker == _END:
             return  # what follows is no part of the picture
-        if not scans and marker not in _SEGMENTS and marker not in (_SCAN, _COMMENT):
+        if not scans and marker < _LEAST:
+            return  # where Pillow gives up as well
+        if not scans and marker not in _SEGMENTS:  # where Pillow reads on as if it were nothing, and libjpeg gives up
             raise ImageError("The JPEG picture is cut off or damaged: send the whole file.")
         length = int.from_bytes(data[found.end() : found.end() + 2], "big")
         position = found.end() + max(2, length)

@@ -6,6 +6,7 @@ how files are put together of chunks and segments, but of no format more than th
 
 import re
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,8 +15,8 @@ Random = np.random.Generator
 
 # Numbers at the edges of their types, as 4 bytes in either order.
 _EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
-# What the chunks of formats begin with: JPEG's markers, the names of PNG's and RIFF's chunks and of AVIF's boxes.
-_BEGINNINGS = re.compile(rb"\xff[\xc0-\xfe]|[A-Za-z]{3}[A-Za-z0-9 ]|[!,]\xf9|\x21\xfe")
+# What chunks begin with: JPEG's markers, the names of PNG's and RIFF's chunks and of AVIF's boxes, GIF's extensions.
+_BEGINNINGS = re.compile(rb"\xff[\xc0-\xfe]|[A-Za-z]{3}[A-Za-z0-9 ]|![\xf9\xfe\xff]")
 
 
 def mutated(files: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:
@@ -28,7 +29,21 @@ def mutated(files: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:
             change(data, rng, files)
             if not data:
                 break
-        yield bytes(data)
+        yield with_checksums(bytes(data)) if rng.integers(2) else bytes(data)
+
+
+def with_checksums(data: bytes) -> bytes:
+    """Return a PNG with checksums that are right, so that what was changed in it is looked at; others as they are."""
+    if not data.startswith(b"\x89PNG"):
+        return data
+    out, place = bytearray(data), 8
+    while place + 12 <= len(out):
+        end = place + 8 + int.from_bytes(out[place : place + 4], "big")
+        if end + 4 > len(out):
+            break
+        out[end : end + 4] = zlib.crc32(out[place + 4 : end]).to_bytes(4, "big")
+        place = end + 4
+    return bytes(out)
 
 
 def flip_bits(data: bytearray, rng: Random, _: Sequence[bytes]) -> None:

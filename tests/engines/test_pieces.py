@@ -42,8 +42,8 @@ from engines import images
 from engines.errors import ImageError
 from tests.engines import hostile
 images.decode(hostile.jpeg(), 200_000_000)
-makes = {**hostile.BOMBS, **hostile.HEAVY, **{name: make for name, (make, _) in hostile.FLOODS.items()}}
-for name, make in makes.items():
+floods = [(name, make) for name, (make, _) in hostile.FLOODS.items()]
+for name, make in [*hostile.BOMBS.items(), *floods, *hostile.HEAVY.items()]:
     data = make()
     grown, spent = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss], time.process_time()
     for read in (images.probe, images.decode):
