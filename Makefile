@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 IPEX_VENV := .venv-ipex
 GPU_VENV := build/gpu
 
-.PHONY: serve test test-ipex test-gpu fuzz-api screenshots gpu-venv lint venv clean
+.PHONY: serve test test-ipex test-gpu fuzz fuzz-api screenshots gpu-venv lint venv clean
 
 serve: venv
 	$(RUN) -m server
@@ -24,6 +24,12 @@ $(IPEX_VENV)/.installed: setup.cfg pyproject.toml constraints-ipex.txt
 	PIP_CONSTRAINT=constraints-ipex.txt $(IPEX_VENV)/bin/python -m pip install --disable-pip-version-check --quiet \
 		--editable '.[ipex,dev]'
 	touch $@
+
+# Inputs that reach ever new code of the form reader and of the way of a picture; SECONDS is how long for each of both.
+fuzz: venv
+	PIP_CONSTRAINT=constraints.txt $(RUN) -m pip install --disable-pip-version-check --quiet --editable '.[fuzz]'
+	$(RUN) -m scripts.fuzz_inputs forms $(if $(SECONDS),--seconds $(SECONDS))
+	$(RUN) -m scripts.fuzz_inputs images $(if $(SECONDS),--seconds $(SECONDS))
 
 # Random requests against a live server; SECONDS is how long.
 fuzz-api: venv

@@ -22,9 +22,9 @@ def decode(data: bytes, width: int, height: int, shortest: int = 0) -> NDArray[n
         # By its own reading of the header: memory is made for that size, not for the one that was checked.
         if simplejpeg.decode_jpeg_header(data)[:2] != (height, width):
             return None
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=min(shortest, height), min_width=min(shortest, width)
-        )
+        # A side of a few pixels keeps them at any fraction, by rounding up, while the other one shrinks.
+        least = shortest if min(height, width) >= shortest else 0  # which is in full
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", min_height=least, min_width=least)
     except ValueError:  # its only error; also what Pillow would forgive, as bytes between two markers
         return None
     return pixels
