@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -92,6 +93,10 @@ _BEGINNINGS = (
     (0, b"{", "JSON"),
 )
 
+# The frame in an AVIF may be larger than its header says, up to 268 million pixels and 1.6 GB; libavif scales it to fit.
+# Nothing tells before it is decoded, so one is decoded at a time; its decoder uses all cores for that one.
+_AVIF_TURN = threading.Lock()
+
 _ORIENTATION = 0x0112  # the EXIF tag; CIPA DC-008, section 4.6.4
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: pixels[:, ::-1],
@@ -165,7 +170,8 @@ def _read(image: Image.Image, data: bytes, shortest: int, exif: bool) -> tuple[P
             return pixels, image.size, _orientation(image) if exif else 1
     # Pillow turns TIFFs by itself while it loads them, and then forgets their orientation.
     turned = _orientation(image) if image.format == "TIFF" else 1
-    image.load()
+    with _AVIF_TURN if image.format == "AVIF" else contextlib.nullcontext():
+        image.load()
     orientation = _orientation(image) if exif else _INVERSE.get(turned, turned)
     return np.array(_to_rgb(image)), image.size, orientation
 

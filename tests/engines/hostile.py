@@ -182,6 +182,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "bmp": lambda: resized(encode(Image.new("RGB", (8, 8)), "BMP"), (30_000, 30_000)),
     "tiff": lambda: resized(grey_tiff((273, 4, 1, 8)), (100_000, 100_000)),
     "webp": lambda: resized(encode(Image.new("RGB", (8, 8)), "WEBP"), (16_383, 16_383)),
+    "avif": lambda: resized(encode(Image.new("RGB", (8, 8)), "AVIF", speed=10), (16_000, 16_000)),
     "webp canvas": lambda: webp((16_777_216, 200)),
     "webp square canvas": lambda: webp((30_000, 30_000)),
 }

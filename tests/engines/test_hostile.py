@@ -5,6 +5,7 @@ import itertools
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 
@@ -210,6 +211,20 @@ def test_sizes_that_are_not_those_of_the_pixels_end_in_a_picture_or_in_our_error
         assert outcome(resized(data, size)) in ((size[1], size[0], 3), (SIZE[1], SIZE[0], 3)) or "send" in str(
             outcome(resized(data, size))
         )
+
+
+def test_frames_of_an_avif_are_decoded_one_at_a_time_since_they_may_be_larger_than_it_says() -> None:
+    data = resized(encode(PHOTO.resize((600, 400)), "AVIF", speed=10), (8, 8))
+    assert images.probe(data, MAX_PIXELS) == images.Header("AVIF", 8, 8)
+    assert outcome(data) == (8, 8, 3)
+    with images._AVIF_TURN:
+        waiting = threading.Thread(target=outcome, args=(data,))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        assert outcome(encode(PHOTO, "PNG")) == (SIZE[1], SIZE[0], 3)
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 def test_polyglots_are_the_picture_they_begin_as_or_nothing() -> None:
