@@ -93,7 +93,7 @@ _BEGINNINGS = (
     (0, b"{", "JSON"),
 )
 
-# The frame in an AVIF may be larger than its header says, up to 268 million pixels and 1.6 GB; libavif scales it to fit.
+# The frame in an AVIF may be larger than its header says, up to 268 million pixels and 1.6 GB, and libavif scales it.
 # Nothing tells before it is decoded, so one is decoded at a time; its decoder uses all cores for that one.
 _AVIF_TURN = threading.Lock()
 

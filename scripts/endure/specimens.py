@@ -23,8 +23,9 @@ def specimens(kind: str) -> list[bytes]:
     grey = colour.convert("L")
     bits = grey.convert("1")
     second = colour.transpose(Image.Transpose.ROTATE_180)
-    animated = {"save_all": True, "append_images": [second]}
+    animated: dict[str, Any] = {"save_all": True, "append_images": [second]}
     metadata = {"exif": exif(6), "icc_profile": ICC}
+    made: list[tuple[Image.Image, dict[str, Any]]]
     match kind:
         case "JPEG":
             made = [(colour, {}), (colour, {"progressive": True, "subsampling": 0}), (grey, metadata)]

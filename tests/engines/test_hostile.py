@@ -8,11 +8,12 @@ import sys
 import threading
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from engines import images, jpeg
 from engines.errors import ImageError
@@ -81,7 +82,7 @@ def test_no_other_reader_of_pillow_is_reached(monkeypatch: pytest.MonkeyPatch) -
     assert reached == []
     # The check itself finds something: without our list of formats they would be reached.
     for data in FOREIGN:
-        with pytest.raises(Image.UnidentifiedImageError):
+        with pytest.raises(UnidentifiedImageError):
             Image.open(io.BytesIO(data))
     assert len(set(reached)) > 15
 
@@ -141,15 +142,23 @@ def test_much_metadata_neither_hides_nor_hurts_a_picture() -> None:
     assert outcome(data[:begin] + chunk(b"eXIf", large) + data[begin:], exif=True) == (SIZE[1], SIZE[0], 3)
 
 
-ANIMATED = {"GIF": {"loop": 0}, "PNG": {}, "WEBP": {"lossless": True}, "AVIF": {"speed": 10}, "TIFF": {}, "MPO": {}}
+ANIMATED: dict[str, dict[str, Any]] = {
+    "GIF": {"loop": 0},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"speed": 10},
+    "TIFF": {},
+    "MPO": {},
+}
 
 
 @pytest.mark.parametrize("kind", ANIMATED)
 def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("black", "white", "red", "lime")]
-    for disposal in ({"disposal": 2}, {"disposal": 3}) if kind == "GIF" else ({},):
+    disposals: list[dict[str, int]] = [{"disposal": 2}, {"disposal": 3}] if kind == "GIF" else [{}]
+    for disposal in disposals:
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **ANIMATED[kind], **disposal)
-        assert Image.open(io.BytesIO(data)).n_frames == 4
+        assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 4
         assert images.decode(data, MAX_PIXELS).max() < 8
 
 
@@ -260,7 +269,7 @@ def test_the_fast_decoder_gives_what_pillow_gives_or_leaves_it_to_pillow(
         slow = [_pixels(data) for data in files]
     for number, (one, other) in enumerate(zip(fast, slow, strict=True)):
         assert (one is None) == (other is None), number
-        assert one is None or np.array_equal(one, other), number
+        assert one is None or other is None or np.array_equal(one, other), number
     assert sum(one is not None for one in fast) > 30
     assert sum(one is None for one in fast) > 30
 

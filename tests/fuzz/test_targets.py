@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from engines import images
+from engines import images, jpeg
 from engines.errors import ImageError
 from scripts import fuzz_inputs, fuzz_targets
 from scripts.endure.mutations import mutated
@@ -60,24 +60,24 @@ def test_the_targets_find_what_is_wrong(monkeypatch: pytest.MonkeyPatch, forms: 
         raise KeyError
 
     with monkeypatch.context() as patch:
-        patch.setattr(fuzz_targets.jpeg, "decode", lambda _, width, height, *__: np.zeros((height, width, 3), np.uint8))
+        patch.setattr(jpeg, "decode", lambda _, width, height, *__: np.zeros((height, width, 3), np.uint8))
         with pytest.raises(AssertionError):
             fuzz_targets.picture(data)
     with monkeypatch.context() as patch:
-        patch.setattr(fuzz_targets.images, "probe", fails)
+        patch.setattr(images, "probe", fails)
         with pytest.raises(KeyError):
             fuzz_targets.picture(data)
     with monkeypatch.context() as patch:
-        patch.setattr(fuzz_targets.images, "probe", _refuses)
+        patch.setattr(images, "probe", _refuses)
         with pytest.raises(AssertionError, match="without a header"):
             fuzz_targets.picture(data)
     form = (SEEDS / "forms" / "multipart").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(fuzz_targets.wire, "parse", fails)
+        patch.setattr(wire, "parse", fails)
         with pytest.raises(KeyError):
             forms(form)
     with monkeypatch.context() as patch:
-        patch.setattr(fuzz_targets.wire, "read_form", _first_piece)
+        patch.setattr(wire, "read_form", _first_piece)
         with pytest.raises(AssertionError, match="it depends on how it comes"):
             forms(form)
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from scripts.endure import images
-from scripts.endure.images import CLIP, KINDS, _Right, rows
+from scripts.endure.images import CLIP, _Right, rows
 from scripts.endure.row import Options
+from scripts.endure.specimens import KINDS
 
 
 async def test_a_live_server_stands_mutated_files_of_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
