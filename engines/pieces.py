@@ -22,13 +22,17 @@ MOST_EXIF_SEGMENTS = 16  # of a JPEG, 64 KB each: Pillow appends one to the othe
 MOST_JUNK = 1 << 16  # bytes between the segments of a JPEG: Pillow steps over them one by one
 MOST_PACKED = 256  # compressed texts and profiles of a PNG, each of which may unpack to 1 MB
 MOST_VALUES = 1 << 18  # numbers in one TIFF tag: each becomes an object; colour maps have up to 196,608
+MOST_RUNS = 1 << 24  # pixels of a BMP in runs: Pillow fills in those that are left out one by one, in Python
 SMALL_TILE = 1 << 22  # pixels: a tile of a TIFF may be so large however small the picture is
-MOST_DIRECTORIES = 16  # that begin in an AVIF: it has one, of its EXIF
+MOST_DIRECTORIES = 16  # that begin in an AVIF or HEIF: it has one, of its EXIF
 
 # A marker that is no stuffed zero, no restart and no fill byte (ITU T.81, annex B).
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _SCAN, _END, _EXIF, _COMMENT, _LEAST = 0xDA, 0xD9, 0xE1, 0xFE, 0xC0
 _SEGMENTS = frozenset({*range(_LEAST, 0xD0), *range(_SCAN, 0xDE), *range(0xE0, 0xF0), _COMMENT} - {0xC8})
+
+_CORE_HEADER = 12  # bytes of the oldest header of a BMP, which tells no packing
+_RUNS = (1, 2)  # packings of a BMP in runs: of 8 and of 4 bits
 
 _TIFF = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+", b"II+\0")  # those that Pillow takes
 _DIRECTORY = re.compile(rb"II\*\x00|MM\x00\*")
@@ -50,6 +54,8 @@ def check(data: bytes, max_pixels: int) -> None:
         _check_png(data)
     elif data.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(data, max_pixels)
+    elif data.startswith(b"BM"):
+        _check_bmp(data)
     elif data.startswith(_TIFF):
         # "+" marks BigTIFF. Pillow reads that of one byte order as if it were none, which libtiff behind it does not.
         if data[2:3] != b"+":
@@ -57,11 +63,12 @@ def check(data: bytes, max_pixels: int) -> None:
         if b"+" in data[2:4]:
             _check_directory(data, 0, "TIFF", big=True)
     elif data[4:8] == b"ftyp":
+        kind = "AVIF" if data.startswith(b"avi", 8) else "HEIF"
         begins = [match.start() for match in islice(_DIRECTORY.finditer(data), MOST_DIRECTORIES + 1)]
         if len(begins) > MOST_DIRECTORIES:
-            raise _odd("AVIF", f"has more than {MOST_DIRECTORIES} directories of tags")
+            raise _odd(kind, f"has more than {MOST_DIRECTORIES} directories of tags")
         for begin in begins:
-            _check_directory(data, begin, "AVIF")
+            _check_directory(data, begin, kind)
 
 
 def _check_jpeg(data: bytes) -> None:
@@ -149,6 +156,14 @@ def _gif_blocks(data: bytes) -> Iterator[bytes | None]:
                 block()
             while block():
                 yield None
+
+
+def _check_bmp(data: bytes) -> None:
+    if _number(data, 14, "<I") == _CORE_HEADER or _number(data, 30, "<I") not in _RUNS:
+        return
+    width, height = _number(data, 18, "<I"), abs(_number(data, 22, "<i"))  # negative where rows go downwards
+    if width * height > MOST_RUNS:
+        raise _odd("BMP", f"has more than {MOST_RUNS} pixels in runs")
 
 
 def _check_directory(data: bytes, begin: int, kind: str, big: bool = False) -> None:

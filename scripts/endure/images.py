@@ -66,7 +66,13 @@ async def rows(options: Options, kinds: Sequence[str] = KINDS) -> list[Row]:
             right = [await _right(session, entries, field) for entries, field in _right_inputs()]
             count = COUNT_SHORT if options.short else COUNT
             # Everything is loaded and every thread has its memory before the first measurement.
-            await _trial(server, session, right, [data for kind in kinds for data in specimens(kind) * 4])
+            first = max(20, count // 20)
+            warm = [
+                data
+                for kind in kinds
+                for data in (*specimens(kind), *mutated(specimens(kind), first, options.seed + 1))
+            ]
+            await _trial(server, session, right, warm)
             return [await _row(server, session, right, kind, count, options.seed) for kind in kinds]
 
 

@@ -62,6 +62,13 @@ def gif(
     return screen + before + control + b"," + struct.pack("<4H", *frame) + b"\0\x02\x02\x4c\x01\0;"
 
 
+def bmp_runs(width: int, height: int) -> bytes:
+    """Return a BMP in runs of 8 bits, of rows that end where they begin."""
+    header = struct.pack("<IiiHHIIIIII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    rows = b"\1\0\0\0" * height + b"\0\1"
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + header + bytes(range(256)) * 4 + rows
+
+
 def grey_tiff(*entries: tuple[int, int, int, int], packing: int = 1, side: int = 8, data: bytes = b"") -> bytes:
     """Return a grey TIFF of side x side pixels with further entries, sorted, and data behind its directory."""
     values = (side, side, 8, packing, 1, 1)
@@ -162,6 +169,7 @@ FLOODS: dict[str, tuple[Callable[[], bytes], str]] = {
     "gif comment": (lambda: gif((0, 0, 8, 8), b"!\xfe" + b"\x02ab" * MANY + b"\0"), "blocks"),
     "gif extension": (lambda: gif((0, 0, 8, 8), b"!\x01" + b"\x01a" * MANY + b"\0"), "blocks"),
     "gif stray bytes": (lambda: gif((0, 0, 8, 8), bytes(MANY)), "blocks"),
+    "bmp runs": (lambda: bmp_runs(5000, 5000), "pixels in runs"),
     "tiff strips": (_strips, "strips or tiles"),
     "tiff tile": (lambda: _tiled(8), "tiles of 1073217536 pixels"),
     "tiff rationals": (lambda: _rationals(282), "more than 262144 values"),
@@ -189,6 +197,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 # What is read, since it is a small picture, with all that hangs on it: none may cost more than its share.
 HEAVY: dict[str, Callable[[], bytes]] = {
+    "bmp runs": lambda: bmp_runs(1000, 1000),
     "png texts": lambda: png(before=b"".join(chunk(b"zTXt", b"k%d\0\0" % n + _TEXT) for n in range(60))),
     "png exif": lambda: png(before=chunk(b"eXIf", b"II*\0\x08\0\0\0" + bytes(10 << 20))),
     "png data behind the end of the picture": lambda: png(data=bytes(50 << 20)),
