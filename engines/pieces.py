@@ -22,7 +22,7 @@ MOST_EXIF_SEGMENTS = 16  # of a JPEG, 64 KB each: Pillow appends one to the othe
 MOST_JUNK = 1 << 16  # bytes between the segments of a JPEG: Pillow steps over them one by one
 MOST_PACKED = 256  # compressed texts and profiles of a PNG, each of which may unpack to 1 MB
 MOST_VALUES = 1 << 18  # numbers in one TIFF tag: each becomes an object; colour maps have up to 196,608
-MOST_RUNS = 1 << 24  # pixels of a BMP in runs: Pillow fills in those that are left out one by one, in Python
+MOST_RUNS = 1 << 23  # pixels of a BMP in runs: Pillow fills in those that are left out one by one, in Python
 SMALL_TILE = 1 << 22  # pixels: a tile of a TIFF may be so large however small the picture is
 MOST_DIRECTORIES = 16  # that begin in an AVIF or HEIF: it has one, of its EXIF
 

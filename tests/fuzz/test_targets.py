@@ -1,6 +1,7 @@
 """The targets of the fuzzing stand their seeds, all that was ever found, and a number of changes; and they can fail."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +102,11 @@ def test_the_command_keeps_what_it_finds_in_a_folder_of_its_own(
     assert f"-artifact_prefix={tmp_path / target}/" in line
     assert line[-2:] == [str(tmp_path / target / "corpus"), str(SEEDS / target)]
     assert (tmp_path / target / "corpus").is_dir()
+
+
+def test_without_atheris_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "atheris", None)
+    assert fuzz_inputs.main(["forms", "--seconds", "1"]) == 2
+    assert "make fuzz installs it" in capsys.readouterr().err
