@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         import atheris
     except ImportError:
         print(
-            "Fuzzing takes Atheris, which has wheels for Linux on x86-64: pip install 'facet-ml[fuzz]'.",
+            "Fuzzing takes Atheris, which is made for Linux on x86-64: make fuzz installs it.",
             file=sys.stderr,
         )
         return 2
