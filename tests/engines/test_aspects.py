@@ -26,7 +26,8 @@ def nets() -> mtcnn.Nets:
 def test_a_strip_is_read_squared_and_searched(kind: str, size: tuple[int, int], nets: mtcnn.Nets) -> None:
     width, height = (min(side, LONGEST.get(kind, side)) for side in size)
     noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    data = encode(Image.fromarray(noise), kind, **({"speed": 10} if kind == "AVIF" else {}))
+    image = Image.fromarray(noise).convert("L" if kind == "GIF" else "RGB")  # no time spent on choosing 256 colours
+    data = encode(image, kind, **({"speed": 10} if kind == "AVIF" else {}))
     assert images.probe(data, MAX_PIXELS) == images.Header(kind, width, height)
     pixels, told = images.reduced(data, MAX_PIXELS, 900)
     assert pixels.shape == (height, width, 3)
