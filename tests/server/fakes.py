@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from numpy.typing import NDArray
 
+from engines.errors import EngineMissing
 from engines.model import Info, Kind
 from server.app import create_app
 from server.settings import Settings
@@ -121,6 +122,9 @@ class FakeEngines:
         self.models[key] = FakeModel(part.kind, part.entry.name)
         return (self.models[key],)
 
+    def load_eager(self, part: Part) -> tuple[FakeModel, ...]:
+        raise EngineMissing("the fakes have no eager PyTorch")
+
     def release(self) -> None:
         self.released += 1
 
@@ -129,7 +133,14 @@ class FakeEngines:
 
 
 def fake_app(engines: FakeEngines, **settings: Any) -> web.Application:
-    return create_app(Settings(**settings), engines.load, engines.release, engines.warm_up, gpu_bytes=engines.gpu_bytes)
+    return create_app(
+        Settings(**settings),
+        engines.load,
+        engines.release,
+        engines.warm_up,
+        gpu_bytes=engines.gpu_bytes,
+        load_eager=engines.load_eager,
+    )
 
 
 @asynccontextmanager
