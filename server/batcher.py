@@ -25,7 +25,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -33,11 +32,11 @@ from typing import Any
 from server.batch import Batch, Outcome, deliver, fail
 from server.observer import Observer, Rider
 from server.queue import BatchModel, Lane, Limits, Queue, Waiter
+from server.turns import Turns
 from server.worker import ROLES, Role, Worker
 
 log = logging.getLogger(__name__)
 
-BURST = 8  # interactive batches in a row while bulk waits: bounds how long a flood of texts holds pictures up
 DEFAULT_LIMITS = Limits()
 
 
@@ -58,7 +57,7 @@ class Scheduler:
         self.ended = 0  # batches, ever
         self._lock = threading.Lock()
         self._workers = [Worker(number, self._lock) for number in range(replicas)]
-        self._queues: dict[Lane, deque[Queue]] = {lane: deque() for lane in Lane}
+        self._turns = Turns(self._workers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._changed = asyncio.Event()  # a batch ended, or an item was given up
@@ -94,7 +93,7 @@ class Scheduler:
         """Give `models`, one replica for each device, a queue, of which `observer` is told."""
         queue = Queue(self._one_each(models), name, lane, limits, observer or Observer())
         with self._lock:
-            self._queues[lane].append(queue)
+            self._turns.queues[lane].append(queue)
         return queue
 
     async def replace(self, queue: Queue, models: Sequence[BatchModel]) -> None:
@@ -106,7 +105,7 @@ class Scheduler:
             old, queue.models = queue.models, self._one_each(models)
             queue.doubted.clear()
             queue.broken.clear()
-            self._wake_all()
+            self._turns.wake_all()
         await self._until(lambda: not any(batch.model is one for batch in self._batches() for one in old))
 
     async def run_dry(self, queue: Queue) -> None:
@@ -115,7 +114,7 @@ class Scheduler:
             queue.doubt = None  # nothing else comes to its place: what fails here has failed
             queue.doubted.clear()
             queue.broken.clear()
-            self._wake_all()
+            self._turns.wake_all()
         await self._until(lambda: not queue.items and not any(batch.queue is queue for batch in self._batches()))
         if not queue.removed:
             self.remove(queue)
@@ -138,7 +137,7 @@ class Scheduler:
     def remove(self, queue: Queue) -> None:
         """Take a queue away; what still waits in it gets Closed."""
         with self._lock:
-            self._queues[queue.lane].remove(queue)
+            self._turns.queues[queue.lane].remove(queue)
             queue.removed = True
             left = queue.drain("unloaded")
         fail(left, Closed(f"{queue.name} was unloaded"))
@@ -165,7 +164,7 @@ class Scheduler:
             if not accepted:
                 queue.check_room(weight)
             queue.push(waiter)
-            self._wake(queue)
+            self._turns.wake(queue)
         waiter.future.add_done_callback(partial(self._forget, queue, waiter))
         return waiter.future
 
@@ -188,14 +187,14 @@ class Scheduler:
         with self._lock:
             queue.doubted.discard(replica)
             queue.broken.discard(replica)
-            self._wake_all()
+            self._turns.wake_all()
 
     def distrust(self, queue: Queue, replica: int) -> None:
         """Give a replica that could not prove itself no work while another one takes it."""
         with self._lock:
             queue.doubted.discard(replica)
             queue.broken.add(replica)
-            self._wake_all()
+            self._turns.wake_all()
 
     def _future(self) -> "asyncio.Future[Any]":
         if self._loop is None:
@@ -207,24 +206,6 @@ class Scheduler:
             raise Closed(f"the scheduler of {self.name} is closed")
         if queue.removed:
             raise Closed(f"{queue.name} was unloaded")
-
-    def _wake_all(self) -> None:
-        for worker in self._workers:
-            worker.waits = False
-            worker.work.notify()
-            worker.spare.notify()
-
-    def _wake(self, queue: Queue) -> None:
-        """Wake a worker that is free for `queue`; where none is, those that could collate ahead."""
-        free = [worker for worker in self._workers if worker.waits and queue.takes(worker.number)]
-        if free:
-            worker = min(free, key=lambda worker: worker.collating is not None)  # such a one waits for its own batch
-            worker.waits = False
-            worker.work.notify()
-            return
-        for worker in self._workers:
-            if worker.ahead is None and queue.is_full_batch(worker.number):
-                worker.spare.notify()
 
     def check_room(self, queue: Queue, ahead: int) -> None:
         """Raise Full if an item would find the queue full after `ahead` others that are on their way there already."""
@@ -252,7 +233,10 @@ class Scheduler:
     def _shut(self, error: Exception) -> None:
         with self._lock:
             self._closed = True
-            left = [waiter for lane in self._queues.values() for queue in lane for waiter in queue.drain("closed")]
+            left: list[Waiter] = []
+            for queue in (queue for lane in self._turns.queues.values() for queue in lane):
+                queue.doubt = None  # nothing rides again
+                left += queue.drain("closed")
             for worker in self._workers:
                 for batch in (*worker.first, worker.ahead):
                     left += [] if batch is None else batch.give_up()
@@ -285,14 +269,7 @@ class Scheduler:
         log.critical("a thread of %s died, and another takes its place", self.name, exc_info=error)
         with self._lock:
             self.failure, self.failed_at = error, time.monotonic()
-            batch = worker.lose(role)
-            left: list[Waiter] = []
-            if batch is not None and (batch.alone or self._closed):
-                left = batch.give_up()
-            elif batch is not None:
-                worker.first.extend(batch.apart())
-                worker.waits = False
-                worker.work.notify()
+            left = self._turns.lose(worker, role, self._closed)
             if not self._closed:
                 self._threads[worker.number, role] = thread = self._thread(worker, role, worker.pause())
                 thread.start()
@@ -312,43 +289,14 @@ class Scheduler:
         ended = time.perf_counter()
         errors = [error for _, error in outcomes if error is not None]
         with self._lock:
-            worker.running = None
-            worker.deaths = 0
             self.ended += 1
-            batch.queue.note_batch(ended - began, len(batch.waiters), errors)
-            if len(errors) < len(batch.waiters) and batch.queue.models[worker.number] is batch.model:
-                batch.queue.broken.discard(worker.number)
-            waits_again = self._doubt(worker, batch) if len(errors) == len(batch.waiters) else set()
-        told = [pair for pair in zip(batch.waiters, outcomes, strict=True) if pair[0] not in waits_again]
+            again, is_doubted = self._turns.settle(worker, batch, ended - began, errors)
+            if is_doubted and batch.queue.doubt is not None:
+                self._to_loop(batch.queue.doubt, worker.number)
+        told = [pair for pair in zip(batch.waiters, outcomes, strict=True) if pair[0] not in again]
         del batch  # whoever gets the last answer may unload the model at once
         self._to_loop(self._deliver, [one for one, _ in told], [outcome for _, outcome in told], began, ended)
         return True
-
-    def _doubt(self, worker: Worker, batch: Batch) -> set[Waiter]:
-        """Put back what rode in a batch of which nothing came out, and doubt its replica; return what was put back.
-
-        The error stands where that was done as often as there are replicas, where the replica is known to be broken and
-        no other takes its place, and for proofs.
-        """
-        queue, number = batch.queue, worker.number
-        if queue.doubt is None or queue.removed or self._closed:
-            return set()
-        replaced = queue.models[number] is not batch.model
-        hopeless = number in queue.broken and queue.takes(number) and not replaced
-        waiters = [one for one in batch.waiters if not one.proves and one.failures < len(queue.models)]
-        if hopeless or not waiters:
-            return set()
-        for waiter in waiters:
-            waiter.failures += 1
-        queue.put_back(waiters)
-        if not replaced and queue.takes(number):
-            queue.doubted.add(number)
-            self._to_loop(queue.doubt, number)
-            if worker.ahead is not None and worker.ahead.queue is queue:
-                queue.put_back(worker.ahead.waiters)
-                worker.ahead = None
-        self._wake_all()
-        return set(waiters)
 
     def _wait(self, condition: threading.Condition, cut: Callable[[], Batch | None]) -> Batch | None:
         while not self._closed:
@@ -358,37 +306,13 @@ class Scheduler:
         return None
 
     def _take(self, worker: Worker) -> Batch | None:
-        batch = self._next(worker)
+        batch = self._turns.next(worker)
         worker.waits = batch is None
         return batch
 
-    def _next(self, worker: Worker) -> Batch | None:
-        if worker.first:
-            return worker.first.popleft()
-        bulk_waits = worker.ahead is not None or any(queue.items for queue in self._queues[Lane.BULK])
-        if not bulk_waits:
-            worker.burst = 0
-        if worker.burst < BURST and (batch := self._cut(Lane.INTERACTIVE, worker)) is not None:
-            worker.burst += 1
-            return batch
-        if worker.collating is not None:  # what waits behind the batch about to be ready must not overtake it
-            return None
-        worker.burst = 0
-        ahead, worker.ahead = worker.ahead, None
-        return ahead or self._cut(Lane.BULK, worker) or self._cut(Lane.INTERACTIVE, worker)
-
-    def _cut(self, lane: Lane, worker: Worker) -> Batch | None:
-        queues = self._queues[lane]
-        for _ in range(len(queues)):
-            queue = queues[0]
-            queues.rotate(-1)
-            if queue.takes(worker.number) and (waiters := queue.cut(worker.number)):
-                return Batch(queue, queue.models[worker.number], waiters, [waiter.item for waiter in waiters])
-        return None
-
     def _collate_turn(self, worker: Worker) -> bool:
         with self._lock:
-            batch = self._wait(worker.spare, partial(self._cut_ahead, worker))
+            batch = self._wait(worker.spare, partial(self._turns.cut_ahead, worker))
             if batch is None:
                 return False
             worker.collating = batch
@@ -408,15 +332,6 @@ class Scheduler:
                 return True
         self._to_loop(fail, batch.give_up(), Closed(f"the scheduler of {self.name} is closed"))
         return False
-
-    def _cut_ahead(self, worker: Worker) -> Batch | None:
-        """Cut the next bulk batch if all are busy, none is ahead, and the queue whose turn it is has it full."""
-        if worker.ahead is not None or worker.running is None:
-            return None
-        turn = next((one for one in self._queues[Lane.BULK] if one.items and one.takes(worker.number)), None)
-        if turn is None or any(one.running is None and turn.takes(one.number) for one in self._workers):
-            return None
-        return self._cut(Lane.BULK, worker) if turn.is_full_batch(worker.number) else None
 
     def _deliver(self, waiters: Sequence[Waiter], outcomes: Sequence[Outcome], began: float, ended: float) -> None:
         deliver(waiters, outcomes, began, ended)

@@ -16,7 +16,7 @@ RequestError
      ├─ NoWeights            weights neither in the cache folder nor to be had
      ├─ NoEngine             the engine or the device that the settings want is not there
      ├─ QueueFull            with Retry-After
-     ├─ NotComputed          its model was unloaded, or the thread of its device died
+     ├─ NotComputed          its model was unloaded, or the thread of its device died twice under it
      └─ ShuttingDown         with Retry-After
 """
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from server.batch import WrongCount
-from server.batcher import BURST, Closed, Scheduler
+from server.batcher import Closed, Scheduler
 from server.queue import Full, Lane, Limits, Queue
+from server.turns import BURST
 
 
 class Echo:

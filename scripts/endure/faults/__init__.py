@@ -19,13 +19,12 @@ async def rows(options: Options) -> list[Row]:
             await models.little_memory(server),
             await models.loads(server),
         ]
-        fault, failing = await models.failing_engine(server)
-        found.append(failing)
+        found.append(await models.failing_engine(server))
         found.append(await clients.hanging_up(server, 4 if short else 50))
         found.append(await clients.idle_connections(server, 500 if short else 5000))
         found.append(await clients.slow_senders(server, 200, 4.0 if short else 40.0))
         found.append(await ends.stopped(server, 1 if short else 5, 1.0 if short else 5.0))
-        found.append(await models.returning_engine(server, fault))
+        found.append(await models.returning_engine(server))
     found.append(await ends.terminated(1 if short else 5))
     found.append(await models.clocks())
     if not short:

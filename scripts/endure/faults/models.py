@@ -59,8 +59,8 @@ async def little_memory(server: Live) -> Row:
     return row("CUDA is out of memory (faked)", 1, tally, not seen, "batches were cut")
 
 
-async def failing_engine(server: Live) -> tuple[Path, Row]:
-    """An engine fails every batch: eager PyTorch takes over, and readiness tells; return the fault too."""
+async def failing_engine(server: Live) -> Row:
+    """An engine fails every batch for a while: eager PyTorch takes over, and readiness tells."""
     async with server.load() as tally:
         await server.answers(tally)
         began = time.perf_counter()
@@ -68,13 +68,13 @@ async def failing_engine(server: Live) -> tuple[Path, Row]:
         await server.until_ready("runs on eager PyTorch")
         seconds = time.perf_counter() - began
         await server.answers(tally)
-    return fault, row("the engine fails every batch", 1, tally, seen=f"eager took over in {seconds:.1f} s")
+        fault.unlink()
+    return row("the engine fails every batch", 1, tally, seen=f"eager took over in {seconds:.1f} s")
 
 
-async def returning_engine(server: Live, fault: Path) -> Row:
+async def returning_engine(server: Live) -> Row:
     """The engine works again: it comes back once it has proved itself."""
     async with server.load(callers=4) as tally:
-        fault.unlink()  # noqa: ASYNC240 - at once
         await server.until_logged("is back on torchscript")
         await server.answers(tally)
     _, told = await server.ready()
