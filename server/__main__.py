@@ -93,7 +93,13 @@ async def serve(
 ) -> None:
     """Serve on `sock` until a signal comes and the grace time is over."""
     app = create_app(
-        settings, engines.load, engines.release, engines.warm_up, gpu_bytes=engines.gpu_bytes, tracing=traces
+        settings,
+        engines.load,
+        engines.release,
+        engines.warm_up,
+        gpu_bytes=engines.gpu_bytes,
+        tracing=traces,
+        load_eager=engines.load_eager,
     )
     runner = web.AppRunner(
         app,

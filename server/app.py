@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -35,6 +36,7 @@ from server.queue import Limits
 from server.readiness import Readiness
 from server.settings import Settings
 from server.shelf import Part, Shelf, in_thread
+from server.standby import Standby
 from server.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,14 @@ class Engines:
 
     def load(self, part: Part) -> Sequence[Model]:
         """Load one model, once for each device; raises the errors of engines.errors."""
-        models: Sequence[Model] = importlib.import_module("engines.models").load(part.kind, part.entry, self._config)
+        return self._load(part, self._config)
+
+    def load_eager(self, part: Part) -> Sequence[Model]:
+        """Load one model as `load` does, on eager PyTorch in float32: what computes where an engine fails."""
+        return self._load(part, replace(self._config, engine="eager", precision="float32"))
+
+    def _load(self, part: Part, config: Config) -> Sequence[Model]:
+        models: Sequence[Model] = importlib.import_module("engines.models").load(part.kind, part.entry, config)
         self.release()  # of the weights from which they were made
         return models
 
@@ -133,11 +142,13 @@ def create_app(
     build: Callable[[Part], Sequence[str]] | None = None,
     gpu_bytes: Callable[[], Mapping[str, Mapping[str, int]]] = dict,
     tracing: Tracing | None = None,
+    load_eager: Callable[[Part], Sequence[Model]] | None = None,
 ) -> web.Application:
     """Return the application; raises KeyFileError where the file of API keys cannot be read.
 
     `warm_up` runs once in the background at the start; `build` returns the command that builds engines for a part, None
-    is that of scripts/. `gpu_bytes` returns the memory of GPUs by device and state.
+    is that of scripts/. `gpu_bytes` returns the memory of GPUs by device and state. `load_eager` loads what takes the
+    place of a model that fails; None where nothing does.
     """
     metrics = Metrics()
 
@@ -178,9 +189,11 @@ def create_app(
         limits=limits,
         placed=lambda loaded: builds.look_at(loaded, shelf),
         observe=lambda part: QueueMetrics(metrics, part.entry.name, part.kind),
+        doubt=lambda part, replica: standby.doubt(part, replica),
         ttl=settings.model_ttl,
         budget=settings.memory_budget_mb << 20,
     )
+    standby = Standby(shelf, builds.load, load_eager)
     rules = Rules(settings.face_alias, settings.max_pixels, settings.exif, settings.ocr == "empty", settings.max_faces)
     app[SETTINGS] = settings
     app[SHELF] = shelf
@@ -188,7 +201,7 @@ def create_app(
     app[DOOR] = Door()
     app[BODIES] = Budget(int(settings.max_bodies_mb * 1_000_000))
     app[METRICS] = metrics
-    readiness = app[READINESS] = Readiness(shelf, settings.proof_s, metrics.proved)
+    readiness = app[READINESS] = Readiness(shelf, settings.proof_s, metrics.proved, standby=standby)
     pixels = Budget(settings.max_decoded_pixels)
     app[PREDICTOR] = Predictor(shelf, rules, pixels, settings.request_threads or cores())
     metrics.registry.register(Gauges(shelf, app[DOOR], pixels, lambda: not not_ready(app), gpu_bytes))
@@ -225,6 +238,7 @@ def create_app(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         app[PREDICTOR].close()
+        standby.close()
         await asyncio.gather(builds.close(grace=CLOSE_S), shelf.close(grace=CLOSE_S))
 
     app.cleanup_ctx.append(run_shelf)
@@ -318,8 +332,10 @@ async def live(request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Say whether requests are answered, and if not, why: see readiness.py."""
-    reason = not_ready(request.app)
-    return _json({"status": reason}, 503) if reason else _json({"status": "ready"})
+    if reason := not_ready(request.app):
+        return _json({"status": reason}, 503)
+    remarks = request.app[READINESS].remarks()
+    return _json({"status": "ready"} | ({"remarks": remarks} if remarks else {}))
 
 
 def not_ready(app: web.Application) -> str:

@@ -28,13 +28,14 @@ class Batch:
     waiters: list[Waiter]
     items: list[Any]  # of the waiters when they were cut: who hangs up later does not empty a batch
     collated: Any = None  # None: not yet
+    alone: bool = False  # its one item rides by itself, since a thread died under the batch that it was in
 
     def collate(self) -> None:
         """Put the items together, ahead of `compute`; raises what the model raises."""
         self.collated = self.model.collate(self.items)
 
     def compute(self) -> list[Outcome]:
-        """Run the batch, on failure its halves; return a result or an error for each item."""
+        """Run the batch, on failure its halves, a single item twice; return a result or an error for each item."""
         return _compute(self.model, self.items, self.collated)
 
     def give_up(self) -> list[Waiter]:
@@ -42,20 +43,28 @@ class Batch:
         self.queue.observer.dropped(len(self.waiters), "closed")
         return self.waiters
 
+    def apart(self) -> "list[Batch]":
+        """Return its items as batches of their own, without those that nobody awaits any longer."""
+        pairs = [(one, item) for one, item in zip(self.waiters, self.items, strict=True) if not one.future.done()]
+        return [Batch(self.queue, self.model, [one], [item], alone=True) for one, item in pairs]
 
-def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> list[Outcome]:
+
+def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None, again: bool = True) -> list[Outcome]:
     try:
         results = model.run(model.collate(items) if collated is None else collated)
         if len(results) != len(items):
             raise WrongCount(f"{len(results)} results for {len(items)} items")
     except Exception as error:  # a model may raise anything: whoever waits for the guilty item is told
-        log.warning("a batch of %d failed: %s", len(items), error, exc_info=len(items) == 1)
-        if len(items) == 1:
+        last = len(items) == 1 and not again
+        log.warning("a batch of %d failed: %s", len(items), error, exc_info=last)
+        if last:
             # Python forbids to raise StopIteration through a future.
             told = RuntimeError("the model raised StopIteration") if isinstance(error, StopIteration) else error
             return [(None, told)]
     else:
         return [(result, None) for result in results]
+    if len(items) == 1:
+        return _compute(model, items, again=False)  # a hiccup of the device is no fault of the item
     half = len(items) // 2
     return _compute(model, items[:half]) + _compute(model, items[half:])
 

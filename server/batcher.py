@@ -11,6 +11,9 @@ Knows neither HTTP nor torch: a model is anything with `buckets`, `collate` and 
   queue the flows do, item by item.
 - What nobody waits for any longer is dropped. If a batch fails its halves are tried, so that only the guilty
   item fails.
+- Where nothing comes out of a batch, nobody knows whether its items or the replica are to blame: the items wait again,
+  before all others, and the replica takes nothing of that queue until it has proved itself. See standby.py.
+- A thread that dies is replaced. What it had in hand rides once more, each item alone.
 - A queue is bounded by items and by weight. Beyond that `submit` raises Full, with an estimate of when to come again.
   Of items and of time each flow has its even share, so that a flood turns nobody away but itself.
 - A batch stays with the replica that cut it, so the models of a queue can be replaced while it is in use.
@@ -23,7 +26,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -31,29 +33,16 @@ from typing import Any
 from server.batch import Batch, Outcome, deliver, fail
 from server.observer import Observer, Rider
 from server.queue import BatchModel, Lane, Limits, Queue, Waiter
+from server.turns import Turns
+from server.worker import ROLES, Role, Worker
 
 log = logging.getLogger(__name__)
 
-BURST = 8  # interactive batches in a row while bulk waits: bounds how long a flood of texts holds pictures up
 DEFAULT_LIMITS = Limits()
 
 
 class Closed(Exception):
-    """The scheduler is closed or its thread died: nothing more is computed."""
-
-
-class _Worker:
-    """One device of a scheduler: what it computes, what is collated for it meanwhile, and what is ready."""
-
-    def __init__(self, number: int, lock: threading.Lock) -> None:
-        self.number = number  # of the replicas that it runs
-        self.work = threading.Condition(lock)  # its device thread waits here
-        self.spare = threading.Condition(lock)  # its collating thread waits here
-        self.waits = False  # the device thread waits, and nobody has woken it yet
-        self.running: Batch | None = None
-        self.collating: Batch | None = None
-        self.ahead: Batch | None = None
-        self.burst = 0
+    """The scheduler is closed, the model was unloaded, or the thread died under the item twice: it is not computed."""
 
 
 class Scheduler:
@@ -64,34 +53,35 @@ class Scheduler:
 
     def __init__(self, name: str, replicas: int = 1) -> None:
         self.name = name
-        self.failure: BaseException | None = None  # what a thread of ours died of
+        self.failure: BaseException | None = None  # what a thread of ours died of last
+        self.failed_at = 0.0  # when, by time.monotonic
         self.ended = 0  # batches, ever
         self._lock = threading.Lock()
-        self._workers = [_Worker(number, self._lock) for number in range(replicas)]
-        self._queues: dict[Lane, deque[Queue]] = {lane: deque() for lane in Lane}
+        self._workers = [Worker(number, self._lock) for number in range(replicas)]
+        self._turns = Turns(self._workers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._changed = asyncio.Event()  # a batch ended, or an item was given up
-        self._threads = [
-            threading.Thread(
-                target=self._guard, args=(partial(turn, worker),), name=f"{name}-{role}-{worker.number}", daemon=True
-            )
-            for worker in self._workers
-            for role, turn in (("device", self._device_turn), ("collate", self._collate_turn))
-        ]
+        self._threads = {
+            (worker.number, role): self._thread(worker, role) for worker in self._workers for role in ROLES
+        }
 
     # The event loop's side.
 
     def start(self) -> None:
         """Start the threads; results go to the running event loop."""
         self._loop = asyncio.get_running_loop()
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether all threads work."""
-        return self.failure is None and all(thread.is_alive() for thread in self._threads)
+        """Whether all threads work: one that took the place of another does once a batch has come back from it."""
+        return not self.restarted() and all(thread.is_alive() for thread in list(self._threads.values()))
+
+    def restarted(self) -> list[int]:
+        """Return the workers of which a thread died, and from which nothing has come back since."""
+        return [worker.number for worker in self._workers if worker.deaths]
 
     def add(
         self,
@@ -104,7 +94,7 @@ class Scheduler:
         """Give `models`, one replica for each device, a queue, of which `observer` is told."""
         queue = Queue(self._one_each(models), name, lane, limits, observer or Observer())
         with self._lock:
-            self._queues[lane].append(queue)
+            self._turns.queues[lane].append(queue)
         return queue
 
     async def replace(self, queue: Queue, models: Sequence[BatchModel]) -> None:
@@ -114,10 +104,18 @@ class Scheduler:
         """
         with self._lock:
             old, queue.models = queue.models, self._one_each(models)
+            queue.doubted.clear()
+            queue.broken.clear()
+            self._turns.wake_all()
         await self._until(lambda: not any(batch.model is one for batch in self._batches() for one in old))
 
     async def run_dry(self, queue: Queue) -> None:
         """Compute what still waits in `queue`, to which nothing more is submitted, and take it away."""
+        with self._lock:
+            queue.doubt = None  # nothing else comes to its place: what fails here has failed
+            queue.doubted.clear()
+            queue.broken.clear()
+            self._turns.wake_all()
         await self._until(lambda: not queue.items and not any(batch.queue is queue for batch in self._batches()))
         if not queue.removed:
             self.remove(queue)
@@ -128,10 +126,9 @@ class Scheduler:
         return tuple(models)
 
     def _batches(self) -> list[Batch]:
-        """Return what runs, is collated, or is ready."""
+        """Return what runs, is collated, or is ready, on all devices."""
         with self._lock:
-            held = [batch for one in self._workers for batch in (one.running, one.collating, one.ahead)]
-        return [batch for batch in held if batch is not None]
+            return [batch for worker in self._workers for batch in worker.batches()]
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not (self._closed or condition()):
@@ -141,7 +138,7 @@ class Scheduler:
     def remove(self, queue: Queue) -> None:
         """Take a queue away; what still waits in it gets Closed."""
         with self._lock:
-            self._queues[queue.lane].remove(queue)
+            self._turns.queues[queue.lane].remove(queue)
             queue.removed = True
             left = queue.drain("unloaded")
         fail(left, Closed(f"{queue.name} was unloaded"))
@@ -162,32 +159,54 @@ class Scheduler:
         is told when it waited and ran. Raises Full or Closed; the future raises what the model raised for this item,
         or Closed. Cancelling the future drops the item if it still waits.
         """
-        if self._loop is None:
-            raise Closed(f"the scheduler of {self.name} was not started")
-        waiter = Waiter(item, self._loop.create_future(), weight, rider)
+        waiter = Waiter(item, self._future(), weight, rider, flow)
         with self._lock:
-            if self._closed:
-                raise Closed(f"the scheduler of {self.name} is closed")
-            if queue.removed:
-                raise Closed(f"{queue.name} was unloaded")
+            self._check_open(queue)
             if not accepted:
                 queue.check_room(weight, flow=flow)
-            queue.push(waiter, flow)
-            self._wake(queue)
+            queue.push(waiter)
+            self._turns.wake(queue)
         waiter.future.add_done_callback(partial(self._forget, queue, waiter))
         return waiter.future
 
-    def _wake(self, queue: Queue) -> None:
-        """Wake a worker that is free; where none is, those that could collate ahead."""
-        free = [worker for worker in self._workers if worker.waits]
-        if free:
-            worker = min(free, key=lambda worker: worker.collating is not None)  # such a one waits for its own batch
+    def prove(self, queue: Queue, replica: int, item: Any) -> "asyncio.Future[Any]":
+        """Let one replica compute `item` before all else, even in doubt; return the future of its result, as `submit`.
+
+        Its error is nobody's but the replica's. Raises Closed.
+        """
+        waiter = Waiter(item, self._future(), 1, proves=True)
+        with self._lock:
+            self._check_open(queue)
+            worker = self._workers[replica]
+            worker.first.append(Batch(queue, queue.models[replica], [waiter], [item]))
             worker.waits = False
             worker.work.notify()
-            return
-        for worker in self._workers:
-            if worker.ahead is None and queue.is_full_batch(worker.number):
-                worker.spare.notify()
+        return waiter.future
+
+    def trust(self, queue: Queue, replica: int) -> None:
+        """Let a replica that has proved itself take work again."""
+        with self._lock:
+            queue.doubted.discard(replica)
+            queue.broken.discard(replica)
+            self._turns.wake_all()
+
+    def distrust(self, queue: Queue, replica: int) -> None:
+        """Give a replica that could not prove itself no work while another one takes it."""
+        with self._lock:
+            queue.doubted.discard(replica)
+            queue.broken.add(replica)
+            self._turns.wake_all()
+
+    def _future(self) -> "asyncio.Future[Any]":
+        if self._loop is None:
+            raise Closed(f"the scheduler of {self.name} was not started")
+        return self._loop.create_future()
+
+    def _check_open(self, queue: Queue) -> None:
+        if self._closed:
+            raise Closed(f"the scheduler of {self.name} is closed")
+        if queue.removed:
+            raise Closed(f"{queue.name} was unloaded")
 
     def check_room(self, queue: Queue, ahead: int, flow: Hashable = None) -> None:
         """Raise Full if an item would find the queue full after `ahead` others of its flow that are on their way."""
@@ -207,19 +226,23 @@ class Scheduler:
         """
         self._shut(Closed(f"the scheduler of {self.name} is closed"))
         deadline = time.monotonic() + grace
-        for thread in self._threads:
+        for thread in list(self._threads.values()):
             if thread.ident is not None:
                 await asyncio.to_thread(thread.join, max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return not any(thread.is_alive() for thread in list(self._threads.values()))
 
     def _shut(self, error: Exception) -> None:
         with self._lock:
             self._closed = True
-            left = [waiter for lane in self._queues.values() for queue in lane for waiter in queue.drain("closed")]
+            left: list[Waiter] = []
+            for queue in (queue for lane in self._turns.queues.values() for queue in lane):
+                queue.doubt = None  # nothing rides again
+                left += queue.drain("closed")
             for worker in self._workers:
-                if worker.ahead is not None:
-                    left += worker.ahead.give_up()
-                    worker.ahead = None
+                for batch in (*worker.first, worker.ahead):
+                    left += [] if batch is None else batch.give_up()
+                worker.first.clear()
+                worker.ahead = None
                 worker.work.notify()
                 worker.spare.notify()
         fail(left, error)
@@ -227,16 +250,34 @@ class Scheduler:
 
     # The threads' side. A turn is a function of its own so that no thread holds on to a batch while it waits.
 
-    def _guard(self, turn: Callable[[], bool]) -> None:
-        try:
-            while turn():
-                pass
-        except BaseException as error:
-            self.failure = error
-            log.critical("a thread of %s died: nothing more is computed there", self.name, exc_info=True)
-            self._to_loop(self._shut, Closed(f"the scheduler of {self.name} died: see the log"))
+    def _thread(self, worker: Worker, role: Role, pause: float = 0.0) -> threading.Thread:
+        name = f"{self.name}-{role}-{worker.number}"
+        return threading.Thread(target=self._guard, args=(worker, role, pause), name=name, daemon=True)
 
-    def _device_turn(self, worker: _Worker) -> bool:
+    def _guard(self, worker: Worker, role: Role, pause: float) -> None:
+        """Take turns until the end, in the place of a thread that died `pause` seconds ago."""
+        if pause:
+            with self._lock:
+                (worker.work if role == "device" else worker.spare).wait_for(lambda: self._closed, pause)
+        turn = self._device_turn if role == "device" else self._collate_turn
+        try:
+            while turn(worker):
+                pass
+        except BaseException as error:  # noqa: BLE001 - whatever ends a thread of ours, another takes its place
+            self._replace_thread(worker, role, error)
+
+    def _replace_thread(self, worker: Worker, role: Role, error: BaseException) -> None:
+        log.critical("a thread of %s died, and another takes its place", self.name, exc_info=error)
+        with self._lock:
+            self.failure, self.failed_at = error, time.monotonic()
+            left = self._turns.lose(worker, role, self._closed)
+            if not self._closed:
+                self._threads[worker.number, role] = thread = self._thread(worker, role, worker.pause())
+                thread.start()
+        if left:
+            self._to_loop(self._fail, left, Closed(f"a thread of {self.name} died twice under it: see the log"))
+
+    def _device_turn(self, worker: Worker) -> bool:
         with self._lock:
             batch = self._wait(worker.work, partial(self._take, worker))
             if batch is None:
@@ -245,20 +286,17 @@ class Scheduler:
             for one in self._workers:  # it may have been the last that was free
                 one.spare.notify()
         began = time.perf_counter()
-        try:
-            outcomes = batch.compute()
-        except BaseException as error:
-            self._die(batch, error)
-            raise
+        outcomes = batch.compute()
         ended = time.perf_counter()
         errors = [error for _, error in outcomes if error is not None]
         with self._lock:
-            worker.running = None
             self.ended += 1
-            batch.queue.note_batch(ended - began, len(batch.waiters), errors)
-        waiters = batch.waiters
+            again, is_doubted = self._turns.settle(worker, batch, ended - began, errors)
+            if is_doubted and batch.queue.doubt is not None:
+                self._to_loop(batch.queue.doubt, worker.number)
+        told = [pair for pair in zip(batch.waiters, outcomes, strict=True) if pair[0] not in again]
         del batch  # whoever gets the last answer may unload the model at once
-        self._to_loop(self._deliver, waiters, outcomes, began, ended)
+        self._to_loop(self._deliver, [one for one, _ in told], [outcome for _, outcome in told], began, ended)
         return True
 
     def _wait(self, condition: threading.Condition, cut: Callable[[], Batch | None]) -> Batch | None:
@@ -268,36 +306,14 @@ class Scheduler:
             condition.wait()
         return None
 
-    def _take(self, worker: _Worker) -> Batch | None:
-        batch = self._next(worker)
+    def _take(self, worker: Worker) -> Batch | None:
+        batch = self._turns.next(worker)
         worker.waits = batch is None
         return batch
 
-    def _next(self, worker: _Worker) -> Batch | None:
-        bulk_waits = worker.ahead is not None or any(queue.items for queue in self._queues[Lane.BULK])
-        if not bulk_waits:
-            worker.burst = 0
-        if worker.burst < BURST and (batch := self._cut(Lane.INTERACTIVE, worker)) is not None:
-            worker.burst += 1
-            return batch
-        if worker.collating is not None:  # what waits behind the batch about to be ready must not overtake it
-            return None
-        worker.burst = 0
-        ahead, worker.ahead = worker.ahead, None
-        return ahead or self._cut(Lane.BULK, worker) or self._cut(Lane.INTERACTIVE, worker)
-
-    def _cut(self, lane: Lane, worker: _Worker) -> Batch | None:
-        queues = self._queues[lane]
-        for _ in range(len(queues)):
-            queue = queues[0]
-            queues.rotate(-1)
-            if waiters := queue.cut(worker.number):
-                return Batch(queue, queue.models[worker.number], waiters, [waiter.item for waiter in waiters])
-        return None
-
-    def _collate_turn(self, worker: _Worker) -> bool:
+    def _collate_turn(self, worker: Worker) -> bool:
         with self._lock:
-            batch = self._wait(worker.spare, partial(self._cut_ahead, worker))
+            batch = self._wait(worker.spare, partial(self._turns.cut_ahead, worker))
             if batch is None:
                 return False
             worker.collating = batch
@@ -306,32 +322,25 @@ class Scheduler:
         except Exception:
             # Not lost: the device thread collates what is not collated, and finds the guilty item by halves.
             log.warning("a batch of %s could not be collated ahead", batch.queue.name, exc_info=True)
-        except BaseException as error:
-            self._die(batch, error)
-            raise
         with self._lock:
             worker.collating = None
             if not self._closed:
-                worker.ahead = batch
+                if batch.queue.takes(worker.number) or batch.queue.removed:
+                    worker.ahead = batch
+                else:
+                    batch.queue.put_back(batch.waiters)
                 worker.work.notify()
                 return True
         self._to_loop(fail, batch.give_up(), Closed(f"the scheduler of {self.name} is closed"))
         return False
 
-    def _cut_ahead(self, worker: _Worker) -> Batch | None:
-        """Cut the next bulk batch if all are busy, none is ahead, and the queue whose turn it is has it full."""
-        if worker.ahead is not None or any(one.running is None for one in self._workers):
-            return None
-        turn = next((queue for queue in self._queues[Lane.BULK] if queue.items), None)
-        return self._cut(Lane.BULK, worker) if turn is not None and turn.is_full_batch(worker.number) else None
-
     def _deliver(self, waiters: Sequence[Waiter], outcomes: Sequence[Outcome], began: float, ended: float) -> None:
         deliver(waiters, outcomes, began, ended)
         self._changed.set()
 
-    def _die(self, batch: Batch, error: BaseException) -> None:
-        self.failure = error
-        self._to_loop(fail, batch.give_up(), Closed(f"the scheduler of {self.name} died: see the log"))
+    def _fail(self, waiters: Sequence[Waiter], error: Exception) -> None:
+        fail(waiters, error)
+        self._changed.set()
 
     def _to_loop(self, callback: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None, "threads run only after start()"  # noqa: S101 - an invariant of this class

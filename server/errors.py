@@ -17,7 +17,7 @@ RequestError
      ├─ NoWeights            weights neither in the cache folder nor to be had
      ├─ NoEngine             the engine or the device that the settings want is not there
      ├─ QueueFull            with Retry-After
-     ├─ NotComputed          its model was unloaded, or the thread of its device died
+     ├─ NotComputed          its model was unloaded, or the thread of its device died twice under it
      ├─ Busy                 too many connections, with Retry-After
      ├─ Overdue              not answered within the time limit of a request, with Retry-After
      └─ ShuttingDown         with Retry-After

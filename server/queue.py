@@ -7,7 +7,7 @@ import asyncio
 import enum
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,6 +63,9 @@ class Waiter:
     future: "asyncio.Future[Any]"
     weight: int
     rider: Rider | None = None
+    flow: Hashable = None
+    proves: bool = False  # a small input that only tells whether a model works
+    failures: int = 0  # batches that it rode in and of which nothing came out
     waits: bool = True
     queued: float = field(default_factory=time.perf_counter)  # seconds
 
@@ -91,15 +94,32 @@ class Queue:
         self.successes = 0  # batches of which at least one item came out
         self.failures = 0  # batches in a row of which none did
         self.last_error = ""
+        self.doubt: Callable[[int], None] | None = None  # told on the event loop of a replica that has to prove itself
+        self.doubted: set[int] = set()  # replicas that have failed and not proved themselves yet
+        self.broken: set[int] = set()  # replicas whose proof failed
         self._limits = limits
         self._flows: OrderedDict[Hashable, deque[Waiter]] = OrderedDict()
         self._seconds_per_item = 0.0  # moving average over batches
 
-    def push(self, waiter: Waiter, flow: Hashable) -> None:
+    def push(self, waiter: Waiter) -> None:
         """Add one item to its flow."""
-        self._flows.setdefault(flow, deque()).append(waiter)
+        self._flows.setdefault(waiter.flow, deque()).append(waiter)
         self.items += 1
         self.weight += waiter.weight
+
+    def put_back(self, waiters: Sequence[Waiter]) -> None:
+        """Let items that were cut wait again, before all others, but for those that nobody awaits any longer."""
+        for waiter in reversed(waiters):
+            if not waiter.future.done():
+                waiter.waits = True
+                self._flows.setdefault(waiter.flow, deque()).appendleft(waiter)
+                self._flows.move_to_end(waiter.flow, last=False)
+                self.items += 1
+                self.weight += waiter.weight
+
+    def takes(self, replica: int) -> bool:
+        """Whether a replica computes what waits here: not in doubt, and not broken while another one is not."""
+        return replica not in self.doubted and (replica not in self.broken or len(self.broken) == len(self.models))
 
     def check_room(self, weight: int, ahead: int = 0, flow: Hashable = None) -> None:
         """Raise Full if an item of `weight` would find the queue full, `ahead` others of its flow being on their way.

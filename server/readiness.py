@@ -2,28 +2,25 @@
 
 Knows what can be wrong: a preload that failed, a thread that died, a model whose batches all fail, a device from which
 nothing comes back. A device on which nothing was computed for a while gets a small input through its queue, so that it
-is known before the next client comes; a model that fails gets one too, so that it is known when it works again. Does
-not know HTTP. Everything here runs on the event loop.
+is known before the next client comes; a model that fails gets one too, so that it is known when it works again. What
+becomes of a model that fails is standby.py's affair. Does not know HTTP. Everything here runs on the event loop.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import numpy as np
 
 from server.batcher import Closed, Scheduler
+from server.proof import AGAIN_S, HANGS_S, sample
 from server.shelf import Loaded, Proof, Shelf, in_thread
+from server.standby import Standby
 
 log = logging.getLogger(__name__)
 
 FAILURES = 3  # batches in a row without a single result: one broken input is not taken for a broken model
 POLL_S = 5.0
-AGAIN_S = 30.0  # between two proofs of a model that fails
-HANGS_S = 120.0  # the slowest batch there is, a large model's on two old cores, takes less
-SIDE = 160  # pixels of the picture that is computed
+REMARKED_S = 300.0  # for which a thread that died is spoken of
 
 
 class Readiness:
@@ -36,6 +33,7 @@ class Readiness:
         proved: Callable[[bool], None],
         poll_s: float = POLL_S,
         hangs_s: float = HANGS_S,
+        standby: Standby | None = None,
     ) -> None:
         """After `idle_s` seconds without a batch a device has to prove itself, 0 is never; `proved` is told how."""
         self.loading = False  # the preloaded models are not in yet
@@ -45,6 +43,7 @@ class Readiness:
         self._proved = proved
         self._poll_s = poll_s
         self._hangs_s = hangs_s
+        self._standby = standby
         self._seen: dict[Scheduler, tuple[int, float]] = {}  # batches that had ended, and when that was new
         self._turns: dict[Scheduler, int] = {}
         self._hung: dict[Scheduler, int] = {}  # batches that had ended when one was given up
@@ -57,13 +56,26 @@ class Readiness:
             reasons.append("loading the preloaded models")
         for scheduler in self._shelf.schedulers():
             if not scheduler.alive:
-                reasons.append(f"a thread of {scheduler.name} died: see the log, then restart the server")
+                reasons.append(
+                    f"a thread of {scheduler.name} died ({scheduler.failure!r}), and nothing has come from the one in "
+                    "its place: see the log"
+                )
             elif self._hung.get(scheduler) == scheduler.ended:
                 reasons.append(
                     f"nothing has come back from {scheduler.name} for {self._hangs_s:.0f} s: see the log, then restart "
                     "the server"
                 )
-        return [*reasons, *self._failures()]
+        return [*reasons, *(self._standby.reasons() if self._standby else ()), *self._failures()]
+
+    def remarks(self) -> list[str]:
+        """Return a sentence for each thing that is not as it should be while requests are answered."""
+        now = time.monotonic()
+        deaths = [
+            f"a thread of {one.name} died {now - one.failed_at:.0f} s ago ({one.failure!r}), and another took its place"
+            for one in self._shelf.schedulers()
+            if one.failure is not None and one.alive and now - one.failed_at < REMARKED_S
+        ]
+        return [*deaths, *(self._standby.remarks() if self._standby else ())]
 
     def _failures(self) -> Iterator[str]:
         for loaded in self._shelf.loaded():
@@ -77,7 +89,10 @@ class Readiness:
         """Let idle and failing models prove themselves, and log what changes."""
         while True:
             if self._idle_s:
-                await asyncio.gather(*(self._prove(loaded) for loaded in self._due()))
+                await asyncio.gather(
+                    *(self._prove(loaded) for loaded in self._due()),
+                    *(self._prove_thread(loaded, replica) for loaded, replica in self._restarted()),
+                )
             self._tell()
             await asyncio.sleep(self._poll_s)
 
@@ -102,7 +117,9 @@ class Readiness:
         ended = scheduler.ended
         try:
             async with asyncio.timeout(self._hangs_s):
-                item, weight = await in_thread(lambda: sample(loaded), f"sample for {loaded.part}")
+                item, weight = await in_thread(
+                    lambda: sample(loaded.model, loaded.part.kind), f"sample for {loaded.part}"
+                )
                 await scheduler.submit(queue, item, flow=Readiness, weight=weight, accepted=True)
         except Closed:
             return  # it was unloaded, or the thread died, which shows by itself
@@ -118,6 +135,22 @@ class Readiness:
             return
         loaded.proof = Proof(time.monotonic())
         self._proved(True)
+
+    def _restarted(self) -> list[tuple[Loaded, int]]:
+        """Return where a thread took the place of another and has computed nothing yet, with a model that it can."""
+        there = {loaded.scheduler: loaded for loaded in self._shelf.loaded()}
+        return [(loaded, replica) for scheduler, loaded in there.items() for replica in scheduler.restarted()]
+
+    async def _prove_thread(self, loaded: Loaded, replica: int) -> None:
+        try:
+            async with asyncio.timeout(self._hangs_s):
+                item, _ = await in_thread(lambda: sample(loaded.model, loaded.part.kind), f"sample for {loaded.part}")
+                await loaded.scheduler.prove(loaded.queue, replica, item)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything: readiness tells of the thread
+            log.warning("%s cannot prove itself with %s: %r", loaded.scheduler.name, loaded.part, error)
+            self._proved(False)
+        else:
+            self._proved(True)
 
     def _tell(self) -> None:
         """Log what is wrong, once for as long as it stays the same."""
@@ -137,19 +170,3 @@ def _stands(loaded: Loaded, proof: Proof) -> bool:
 
 def _fails(loaded: Loaded) -> bool:
     return loaded.queue.failures >= FAILURES or (loaded.proof is not None and _stands(loaded, loaded.proof))
-
-
-def sample(loaded: Loaded) -> tuple[Any, int]:
-    """Return a small prepared input for a model, and its weight in the queue."""
-    model = loaded.model
-    picture = np.full((SIDE, SIDE, 3), 127, np.uint8)
-    match loaded.part.kind:
-        case "textual":
-            return model.prepare("a photo", None), 1
-        case "visual":
-            return model.prepare(picture), 1
-        case "detection":
-            item = model.prepare(picture, 0.7)
-            return item, item.weight
-        case "recognition":
-            return model.crops(picture, np.array([[0, 0, SIDE, SIDE]], np.float32))[0], 1

@@ -7,6 +7,7 @@ takes its place there while it is in use. Does not know what models compute, nor
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
 import threading
 import time
@@ -79,18 +80,21 @@ class Shelf:
         limits: Callable[[Part], Limits] = lambda part: Limits(),
         placed: Callable[[Loaded], None] = lambda loaded: None,
         observe: Callable[[Part], Observer] = lambda part: Observer(),
+        doubt: Callable[[Part, int], None] | None = None,
         ttl: float = 0,
         budget: int = 0,
     ) -> None:
         """`ttl` in seconds and `budget` in bytes of weights; 0 is no limit. `placed` is told of whatever was loaded.
 
-        `observe` returns who is told what becomes of a part's queue.
+        `observe` returns who is told what becomes of a part's queue; `doubt` is told of a replica of whose batch
+        nothing came out, and settles what becomes of it. Without, what rode in that batch has failed.
         """
         self._load = load
         self._release = release
         self._limits = limits
         self._placed = placed
         self._observe = observe
+        self._doubt = doubt
         self._ttl = ttl
         self._budget = budget
         self._loading: dict[Part, asyncio.Task[Loaded]] = {}
@@ -181,6 +185,8 @@ class Shelf:
             self._schedulers[name].start()
         lane = Lane.INTERACTIVE if part.kind == "textual" else Lane.BULK
         queue = self._schedulers[name].add(models, str(part), lane, self._limits(part), self._observe(part))
+        if self._doubt is not None:
+            queue.doubt = functools.partial(self._doubt, part)
         return queue, self._schedulers[name]
 
     async def swap(self, part: Part, models: Sequence[Model]) -> bool:

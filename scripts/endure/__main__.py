@@ -17,7 +17,7 @@ import torch
 from engines import machine
 from scripts.bench import record
 from scripts.bench.show import say, tell
-from scripts.endure import fairness, images, limits, report, soak
+from scripts.endure import fairness, faults, images, limits, report, soak
 from scripts.endure.row import Options, Row
 
 # In this order: what takes longest comes last.
@@ -25,6 +25,7 @@ PARTS: Mapping[str, Callable[[Options], Awaitable[list[Row]]]] = {
     "fairness": fairness.rows,
     "limits": limits.rows,
     "images": images.rows,
+    "faults": faults.rows,
     "soak": soak.rows,
 }
 

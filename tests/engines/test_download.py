@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -292,3 +293,43 @@ except download.FetchFailed as error:
         )
     assert done.stdout.startswith(printed), done.stderr
     assert (tmp_path / FILE.name).exists() == (offline == "0")
+
+
+# Where the process is killed: the name that is looked up there, and how.
+STAGES = {
+    "before a byte has come": "download._check_space = die",
+    "in the middle": "progress.received = die",
+    "before the last byte is on the disk": "os.fsync = die",
+    "before it is verified": "manifest.sha256 = die",
+    "before it has its name": "pathlib.Path.replace = die",
+    "before it is recorded": "manifest.write = die",
+}
+KILLED = """
+import os, pathlib, signal, sys
+from engines import download, manifest, progress
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+{stage}
+download.fetch(download.UrlFile(sys.argv[1], sys.argv[2]), pathlib.Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_a_process_that_is_killed_leaves_what_the_next_one_completes(
+    server: Server, tmp_path: Path, stage: str
+) -> None:
+    url = server.release("weights.pt", CONTENT)
+    done = subprocess.run(  # noqa: S603 - the program is the one above
+        [sys.executable, "-c", KILLED.format(stage=stage), url, SHA256, tmp_path],
+        cwd=Path(download.__file__).parents[1],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    unverified = tmp_path / "weights.pt"
+    assert not unverified.exists() or unverified.read_bytes() == CONTENT, "nothing has its name before it is whole"
+    path = download.fetch(UrlFile(url, SHA256), tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert manifest.read(tmp_path)["weights.pt"].sha256 == SHA256
+    assert entries(tmp_path) == {"weights.pt", manifest.FILE}

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from numpy.typing import NDArray
 
+from engines.errors import EngineMissing
 from engines.model import Info, Kind
 from server import connections
 from server.__main__ import listen
@@ -124,6 +125,9 @@ class FakeEngines:
         self.models[key] = FakeModel(part.kind, part.entry.name)
         return (self.models[key],)
 
+    def load_eager(self, part: Part) -> tuple[FakeModel, ...]:
+        raise EngineMissing("the fakes have no eager PyTorch")
+
     def release(self) -> None:
         self.released += 1
 
@@ -132,7 +136,14 @@ class FakeEngines:
 
 
 def fake_app(engines: FakeEngines, **settings: Any) -> web.Application:
-    return create_app(Settings(**settings), engines.load, engines.release, engines.warm_up, gpu_bytes=engines.gpu_bytes)
+    return create_app(
+        Settings(**settings),
+        engines.load,
+        engines.release,
+        engines.warm_up,
+        gpu_bytes=engines.gpu_bytes,
+        load_eager=engines.load_eager,
+    )
 
 
 @asynccontextmanager

@@ -48,7 +48,7 @@ async def test_halves_find_the_guilty_item() -> None:
     outcomes = batch([2, 4, 5, 6], model).compute()
     assert [result for result, _ in outcomes] == [4, 8, None, 12]
     assert [type(error) for _, error in outcomes] == [type(None), type(None), ValueError, type(None)]
-    assert model.runs == [[2, 4, 5, 6], [2, 4], [5, 6], [5], [6]]
+    assert model.runs == [[2, 4, 5, 6], [2, 4], [5, 6], [5], [5], [6]]
 
 
 async def test_a_wrong_number_of_results_is_an_error_of_all_of_them() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from server.batch import WrongCount
-from server.batcher import BURST, Closed, Scheduler
+from server.batcher import Closed, Scheduler
 from server.queue import Full, Lane, Limits, Queue
+from server.turns import BURST
 
 
 class Echo:
@@ -388,52 +389,94 @@ async def test_a_removed_queue_fails_what_waits_in_it(scheduler: Scheduler) -> N
     assert await held == "held"
 
 
-async def test_a_thread_that_dies_is_seen_and_nobody_waits_for_ever(caplog: pytest.LogCaptureFixture) -> None:
-    class Deadly(Echo):
-        def run(self, batch: list[Any]) -> list[Any]:
-            super().run(batch)
-            raise SystemExit("out of this thread")
+class Deadly(Echo):
+    """Ends its thread for the items that are poison, as often as told for all others."""
 
-    scheduler = Scheduler("dying")
-    scheduler.start()
+    def __init__(self, deaths: int = 0) -> None:
+        super().__init__()
+        self.deaths = deaths
+
+    def run(self, batch: list[Any]) -> list[Any]:
+        results = super().run(batch)
+        if "poison" in batch or self.deaths > 0:
+            self.deaths -= 1
+            raise SystemExit("out of this thread")
+        return results
+
+
+async def test_a_thread_that_dies_is_replaced_and_every_item_gets_its_answer(
+    scheduler: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Deadly(deaths=1)
+    queue = scheduler.add([model], "deadly", Lane.BULK)
+    held = await hold(scheduler, model, queue)
+    waiting = [scheduler.submit(queue, item) for item in range(20)]
+    model.gate.set()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(held, *waiting) == ["held", *range(20)]
+    assert scheduler.alive
+    assert isinstance(scheduler.failure, SystemExit)
+    (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert record.getMessage() == "a thread of fake died, and another takes its place"
+
+
+async def test_only_the_item_under_which_the_thread_dies_again_fails(scheduler: Scheduler) -> None:
     model = Deadly()
     queue = scheduler.add([model], "deadly", Lane.BULK)
     held = await hold(scheduler, model, queue)
-    waiting = scheduler.submit(queue, 1)
+    waiting = [scheduler.submit(queue, "poison" if item == 5 else item) for item in range(8)]
     model.gate.set()
-    with pytest.raises(Closed, match="died"):
-        await held
-    with pytest.raises(Closed, match="died"):
-        await waiting
-    assert isinstance(scheduler.failure, SystemExit)
-    assert not scheduler.alive
-    assert any(record.levelno == logging.CRITICAL for record in caplog.records)
-    with pytest.raises(Closed):
-        scheduler.submit(queue, 2)
-    assert await scheduler.close()
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(held, *waiting, return_exceptions=True)
+    assert isinstance(results.pop(6), Closed)
+    assert results == ["held", 0, 1, 2, 3, 4, 6, 7]
+    assert scheduler.alive
 
 
-async def test_a_collating_thread_that_dies_leaves_nobody_waiting(caplog: pytest.LogCaptureFixture) -> None:
-    class Deadly(Echo):
+async def test_a_device_whose_thread_dies_every_time_is_not_alive_and_answers_all_the_same(
+    scheduler: Scheduler,
+) -> None:
+    model = Deadly(deaths=5)
+    queue = scheduler.add([model], "deadly", Lane.BULK)
+    for item in range(2):
+        with pytest.raises(Closed, match="a thread of fake died twice under it"):
+            await scheduler.submit(queue, item)
+        assert not scheduler.alive
+        assert scheduler.restarted() == [0]
+    assert await scheduler.submit(queue, 3) == 3
+    assert scheduler.alive
+
+
+async def test_a_collating_thread_that_dies_is_replaced_too(scheduler: Scheduler) -> None:
+    class DeadlyCollate(Echo):
         def collate(self, items: Sequence[Any]) -> list[Any]:
-            if len(items) > 1:
+            if len(items) > 1 and threading.current_thread().name.startswith("fake-collate"):
                 raise SystemExit("out of this thread")
             return super().collate(items)
 
-    scheduler = Scheduler("dying")
-    scheduler.start()
-    model = Deadly()
+    model = DeadlyCollate()
     queue = scheduler.add([model], "deadly", Lane.BULK)
     held = await hold(scheduler, model, queue)
     waiting = [scheduler.submit(queue, item) for item in range(12)]
-    async with asyncio.timeout(20):
-        results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(result, Closed) for result in results)
-    model.gate.set()
-    assert await held == "held"
+    await until(lambda: isinstance(scheduler.failure, SystemExit))
     assert not scheduler.alive
-    assert await scheduler.close()
-    assert "died" in caplog.text
+    model.gate.set()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(held, *waiting) == ["held", *range(12)]
+    await until(lambda: scheduler.alive)
+
+
+async def test_the_end_comes_while_a_thread_waits_to_take_the_place_of_another() -> None:
+    scheduler = Scheduler("dying")
+    scheduler.start()
+    queue = scheduler.add([Deadly(deaths=100)], "deadly", Lane.BULK)
+    for item in range(4):  # each of which takes twice as long as the one before
+        with pytest.raises(Closed):
+            await scheduler.submit(queue, item)
+    late = scheduler.submit(queue, "late")
+    assert await scheduler.close(grace=1)
+    with pytest.raises(Closed):
+        await late
 
 
 async def test_an_idle_scheduler_holds_on_to_no_item_and_no_removed_model(scheduler: Scheduler) -> None:
@@ -640,24 +683,137 @@ async def test_no_wake_up_is_lost_between_three_replicas() -> None:
     assert await scheduler.close()
 
 
-async def test_a_dead_thread_of_one_replica_is_seen(pair: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
-    class Deadly(Replica):
+async def test_a_thread_of_one_replica_that_dies_holds_up_nobody(pair: Scheduler) -> None:
+    class DeadlyReplica(Replica):
         def run(self, batch: list[Any]) -> list[Any]:
             super().run(batch)
             raise SystemExit("out of this thread")
 
-    replicas = [Deadly("a"), Replica("b")]
+    replicas = [DeadlyReplica("a"), Replica("b")]
     queue = pair.add(replicas, "deadly", Lane.BULK)
     held = await hold_both(pair, queue, replicas)
-    waiting = pair.submit(queue, 1)
-    replicas[0].gate.set()
-    with pytest.raises(Closed, match="died"):
-        await waiting
-    assert not pair.alive
     replicas[1].gate.set()
-    results = await asyncio.gather(*held, return_exceptions=True)
-    assert sorted(type(result).__name__ for result in results) == ["Closed", "tuple"]
-    assert "died" in caplog.text
+    assert await held[1] == ("b", "held 1")
+    replicas[0].gate.set()
+    with pytest.raises(Closed, match="died twice"):
+        await held[0]
+    assert pair.restarted() == [0]
+    assert not pair.alive
+
+
+class Doubts:
+    """Remembers which replicas were doubted; `told` is what a queue wants to call."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.of: list[int] = []
+        queue.doubt = self.of.append
+
+
+def broken(item: Any) -> bool:
+    return True
+
+
+def sound(item: Any) -> bool:
+    return False
+
+
+async def test_where_nothing_comes_out_the_items_wait_until_the_model_has_proved_itself(scheduler: Scheduler) -> None:
+    model = Echo()
+    model.guilty = broken
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    doubts = Doubts(queue)
+    waiting = [scheduler.submit(queue, item) for item in range(12)]
+    await until(lambda: bool(doubts.of))
+    assert doubts.of == [0]
+    assert queue.items == 12
+    with pytest.raises(RuntimeError):
+        await scheduler.prove(queue, 0, "proof")
+    model.guilty = sound
+    assert await scheduler.prove(queue, 0, "proof") == "proof"
+    assert not any(future.done() for future in waiting)
+    scheduler.trust(queue, 0)
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*waiting) == list(range(12))
+    assert doubts.of == [0]
+
+
+async def test_an_item_that_fails_again_after_the_proof_is_guilty(scheduler: Scheduler) -> None:
+    model = Echo()
+    model.guilty = lambda item: item == "guilty"
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    doubts = Doubts(queue)
+    guilty = scheduler.submit(queue, "guilty")
+    await until(lambda: bool(doubts.of))
+    assert await scheduler.prove(queue, 0, "proof") == "proof"
+    scheduler.trust(queue, 0)
+    with pytest.raises(RuntimeError):
+        await guilty
+    assert await scheduler.submit(queue, 1) == 1
+
+
+async def test_what_is_known_to_be_broken_fails_at_once_where_nothing_takes_its_place(scheduler: Scheduler) -> None:
+    model = Echo()
+    model.guilty = broken
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    doubts = Doubts(queue)
+    first = scheduler.submit(queue, 1)
+    await until(lambda: bool(doubts.of))
+    scheduler.distrust(queue, 0)
+    for future in (first, scheduler.submit(queue, 2)):
+        with pytest.raises(RuntimeError):
+            await future
+    assert doubts.of == [0]
+
+
+async def test_a_model_that_takes_the_place_of_a_doubted_one_computes_what_waits(scheduler: Scheduler) -> None:
+    model = Replica("old")
+    model.guilty = broken
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    doubts = Doubts(queue)
+    waiting = [scheduler.submit(queue, item) for item in range(40)]
+    await until(lambda: bool(doubts.of))
+    await scheduler.replace(queue, [Replica("new")])
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*waiting) == [("new", item) for item in range(40)]
+    assert queue.items == 0
+
+
+async def test_a_replica_that_fails_takes_no_work_while_another_one_is_there(pair: Scheduler) -> None:
+    replicas = [Replica("a"), Replica("b")]
+    replicas[1].guilty = broken
+    queue = pair.add(replicas, "echo", Lane.BULK)
+    doubts = Doubts(queue)
+    held = await hold_both(pair, queue, replicas)
+    waiting = [pair.submit(queue, item, flow=item % 3) for item in range(60)]
+    replicas[1].gate.set()
+    await until(lambda: doubts.of == [1])
+    pair.distrust(queue, 1)
+    replicas[0].gate.set()
+    async with asyncio.timeout(20):
+        assert {name for name, _ in await asyncio.gather(*held, *waiting)} == {"a"}
+    replicas[1].guilty = sound
+    assert await pair.prove(queue, 1, "proof") == ("b", "proof")
+    pair.trust(queue, 1)
+    held = await hold_both(pair, queue, replicas)
+    for replica in replicas:
+        replica.gate.set()
+    assert {name for name, _ in await asyncio.gather(*held)} == {"a", "b"}
+
+
+async def test_who_hangs_up_on_a_doubted_model_is_forgotten(scheduler: Scheduler) -> None:
+    model = Echo()
+    model.guilty = broken
+    queue = scheduler.add([model], "echo", Lane.BULK)
+    doubts = Doubts(queue)
+    waiting = [scheduler.submit(queue, item) for item in range(4)]
+    await until(lambda: bool(doubts.of))
+    waiting.pop().cancel()
+    await until(lambda: queue.items == 3)
+    scheduler.remove(queue)
+    for result in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(result, Closed)
+    with pytest.raises(Closed, match="unloaded"):
+        scheduler.prove(queue, 0, "late")
 
 
 async def test_replicas_must_fit_the_devices(pair: Scheduler) -> None:

@@ -51,8 +51,8 @@ def queue(
 
 
 def push(q: Queue, loop: asyncio.AbstractEventLoop, item: Any, flow: str = "a", weight: int = 1) -> Waiter:
-    waiter = Waiter(item, loop.create_future(), weight)
-    q.push(waiter, flow)
+    waiter = Waiter(item, loop.create_future(), weight, flow=flow)
+    q.push(waiter)
     return waiter
 
 
