@@ -28,7 +28,8 @@ BUFFER_BYTES = 1 << 16  # read ahead of each body: a body that waits for room co
 FILES_BESIDE = 200  # open files that are no connections: libraries, models, pipes of builds
 REST_S = 1.0  # after which an answer is surely on its way, and whole headers have come to their handler
 FREE = ("/ping", "/health/")
-LOOKED_AT = 50  # connections to find one that is idle: a flood must not cost a look at all of them each time
+FRESH_S = 0.2  # after which a new connection has surely been read from, if anything came on it
+LOOKED_AT = 200  # connections to find idle ones among: a flood must not cost a look at all of them each time
 TOLD_S = 10.0  # between two lines about connections that were closed to make room
 
 
@@ -83,10 +84,10 @@ class Connections:
             self._resting[connection] = None
 
     def _make_room(self) -> None:
-        """Close the connection that is idle for longest, if there is one; where some were refused, one of them."""
+        """Close the connections that are idle for longest, as many as there are too many."""
         candidates = itertools.chain(*(itertools.islice(idle, LOOKED_AT) for idle in (self._fresh, self._resting)))
-        oldest = next((one for one in candidates if one.is_idle()), None)
-        if oldest is not None:
+        too_many = len(self._open) + 1 - self.limits.count
+        for oldest in list(itertools.islice((one for one in candidates if one.is_idle()), too_many)):
             self.left(oldest)
             oldest.drop()
 
@@ -170,9 +171,8 @@ class Connection(web.RequestHandler):
         """Whether it can be closed without loss: nothing is asked or about to be, and the last answer was written."""
         if self._busy or self.transport is None:
             return False
-        return not self._heard or (
-            self._clock.time() - self._rests_since >= REST_S and not self.transport.get_write_buffer_size()
-        )
+        rested = self._clock.time() - self._rests_since
+        return rested >= (REST_S if self._heard else FRESH_S) and not self.transport.get_write_buffer_size()
 
     def drop(self) -> None:
         """Close it at once."""
