@@ -14,11 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import orjson
 from aiohttp import StreamReader, web
 from aiohttp.typedefs import Handler
 
-from server.errors import Busy, answer
+from server.errors import Busy, answer, written
 from server.headers import HEADERS
 
 log = logging.getLogger(__name__)
@@ -228,26 +227,10 @@ class Connection(web.RequestHandler):
         if self._heard and self.transport is not None:
             self._connections.count(HTTPStatus.REQUEST_TIMEOUT)
             peer = self.transport.get_extra_info("peername")
-            log.info(
-                "408 from %s: the headers of a request did not come within %g s",
-                peer[0] if peer else "a socket",
-                self._connections.limits.header_s,
-            )
-            self.transport.write(_late(self._connections.limits.header_s))
+            told = f"the headers of a request did not come within {self._connections.limits.header_s:g} s"
+            log.info("408 from %s: %s", peer[0] if peer else "a socket", told)
+            self.transport.write(written(HTTPStatus.REQUEST_TIMEOUT, f"{told.capitalize()}: send it faster."))
         self.force_close()
-
-
-def _late(seconds: float) -> bytes:
-    """Return an answer as it goes over the wire: there is no request yet that aiohttp could answer."""
-    body = orjson.dumps({"detail": f"The headers did not come within {seconds:g} s: send the request faster."})
-    headers = {
-        **HEADERS,
-        "Content-Type": "application/json; charset=utf-8",
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 408 Request Timeout\r\n{lines}\r\n".encode() + body
 
 
 @web.middleware
