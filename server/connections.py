@@ -95,8 +95,8 @@ class Connections:
         now = asyncio.get_running_loop().time()
         if now - self._told >= TOLD_S:
             log.warning(
-                "more connections than the %d of MACHINE_LEARNING_MAX_CONNECTIONS, %d since the last such line: idle ones "
-                "are closed, and where there are none the answer is 503",
+                "more connections than the %d of MACHINE_LEARNING_MAX_CONNECTIONS, %d since the last such line: idle "
+                "ones are closed, and where there are none the answer is 503",
                 self.limits.count,
                 self._closed,
             )
