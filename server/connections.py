@@ -16,11 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import orjson
 from aiohttp import StreamReader, web
 from aiohttp.typedefs import Handler
 
-from server.errors import Busy, answer
+from server.errors import Busy, answer, written
 from server.headers import HEADERS
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,8 @@ BUFFER_BYTES = 1 << 16  # read ahead of each body: a body that waits for room co
 FILES_BESIDE = 200  # open files that are no connections: libraries, models, pipes of builds
 REST_S = 1.0  # after which an answer is surely on its way, and whole headers have come to their handler
 FREE = ("/ping", "/health/")
-LOOKED_AT = 50  # connections to find one that is idle: a flood must not cost a look at all of them each time
+FRESH_S = 0.2  # after which a new connection has surely been read from, if anything came on it
+LOOKED_AT = 200  # connections to find idle ones among: a flood must not cost a look at all of them each time
 TOLD_S = 10.0  # between two lines about connections that were closed to make room
 
 
@@ -85,10 +85,10 @@ class Connections:
             self._resting[connection] = None
 
     def _make_room(self) -> None:
-        """Close the connection that is idle for longest, if there is one; where some were refused, one of them."""
+        """Close the connections that are idle for longest, as many as there are too many."""
         candidates = itertools.chain(*(itertools.islice(idle, LOOKED_AT) for idle in (self._fresh, self._resting)))
-        oldest = next((one for one in candidates if one.is_idle()), None)
-        if oldest is not None:
+        too_many = len(self._open) + 1 - self.limits.count
+        for oldest in list(itertools.islice((one for one in candidates if one.is_idle()), too_many)):
             self.left(oldest)
             oldest.drop()
 
@@ -97,10 +97,10 @@ class Connections:
         now = asyncio.get_running_loop().time()
         if now - self._told >= TOLD_S:
             log.warning(
-                "%d more connections than the %d of MACHINE_LEARNING_MAX_CONNECTIONS: idle ones are closed, and where "
-                "there are none the answer is 503",
-                self._closed,
+                "more connections than the %d of MACHINE_LEARNING_MAX_CONNECTIONS, %d since the last such line: idle "
+                "ones are closed, and where there are none the answer is 503",
                 self.limits.count,
+                self._closed,
             )
             self._told, self._closed = now, 0
 
@@ -172,9 +172,8 @@ class Connection(web.RequestHandler):
         """Whether it can be closed without loss: nothing is asked or about to be, and the last answer was written."""
         if self._busy or self.transport is None or self.transport.is_closing() or self._has_unread():
             return False
-        return not self._heard or (
-            self._clock.time() - self._rests_since >= REST_S and not self.transport.get_write_buffer_size()
-        )
+        rested = self._clock.time() - self._rests_since
+        return rested >= (REST_S if self._heard else FRESH_S) and not self.transport.get_write_buffer_size()
 
     def _has_unread(self) -> bool:
         """Whether bytes came that the loop has not read yet: closing now would lose a request."""
@@ -236,26 +235,10 @@ class Connection(web.RequestHandler):
         if self._heard and self.transport is not None:
             self._connections.count(HTTPStatus.REQUEST_TIMEOUT)
             peer = self.transport.get_extra_info("peername")
-            log.info(
-                "408 from %s: the headers of a request did not come within %g s",
-                peer[0] if peer else "a socket",
-                self._connections.limits.header_s,
-            )
-            self.transport.write(_late(self._connections.limits.header_s))
+            told = f"the headers of a request did not come within {self._connections.limits.header_s:g} s"
+            log.info("408 from %s: %s", peer[0] if peer else "a socket", told)
+            self.transport.write(written(HTTPStatus.REQUEST_TIMEOUT, f"{told.capitalize()}: send it faster."))
         self.force_close()
-
-
-def _late(seconds: float) -> bytes:
-    """Return an answer as it goes over the wire: there is no request yet that aiohttp could answer."""
-    body = orjson.dumps({"detail": f"The headers did not come within {seconds:g} s: send the request faster."})
-    headers = {
-        **HEADERS,
-        "Content-Type": "application/json; charset=utf-8",
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-    }
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 408 Request Timeout\r\n{lines}\r\n".encode() + body
 
 
 @web.middleware

@@ -43,6 +43,7 @@ from engines.errors import (
     WeightsMissing,
 )
 from server.batcher import Closed
+from server.headers import HEADERS
 from server.queue import Full
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,19 @@ def answer(status: int, reason: str | None, detail: str, headers: dict[str, str]
     )
     response[DETAIL] = detail
     return response
+
+
+def written(status: HTTPStatus, detail: str) -> bytes:
+    """Return a last JSON answer as it goes over the wire, for where there is no request yet that could be answered."""
+    body = orjson.dumps({"detail": detail})
+    headers = {
+        **HEADERS,
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + body
 
 
 @web.middleware

@@ -108,8 +108,8 @@ class MixedUp(OneByOne):
         return vectors[1:] + vectors[:1]
 
 
-def fake(model: Callable[[Part], FakeModel]) -> web.Application:
-    return create_app(Settings(), lambda part: (model(part),), lambda: None)
+def fake(model: Callable[[Part], FakeModel], **settings: Any) -> web.Application:
+    return create_app(Settings(**settings), lambda part: (model(part),), lambda: None)
 
 
 async def test_a_mixed_load_of_twenty_seconds_gets_right_answers_alone(tmp_path: Path) -> None:
@@ -161,6 +161,15 @@ async def test_wrong_lengths_end_the_test_before_it_begins(tmp_path: Path) -> No
     assert ended.code == 1
     assert "a vector has not 256 numbers" in ended.log
     assert not ended.stats
+
+
+async def test_a_server_that_asks_for_a_key_gets_the_one_that_is_named(tmp_path: Path) -> None:
+    key = "key-of-the-load-test"
+    async with TestServer(fake(OneByOne, api_keys=key)) as served:
+        ended = await locust(served.port, tmp_path, "--run-time", "1s", "--api-key", key, "ClipText")
+    assert ended.code == 0, ended.log
+    assert ended.stats["clip text"]["num_failures"] == 0
+    assert key not in ended.log + ended.out
 
 
 async def test_no_server_and_wrong_names_end_the_test_with_a_sentence(tmp_path: Path) -> None:
