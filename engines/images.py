@@ -40,9 +40,9 @@ Image.init()
 if importlib.util.find_spec("pillow_heif") is not None:
     importlib.import_module("pillow_heif").register_heif_opener()
 
-# libtiff writes lines to standard error for damaged TIFFs, past the log, up to one for each row.
-# Pillow tells of the damage all the same. The symbol is found through the library that links to libtiff; where that is linked
-# statically and hidden there is none, and the lines stay.
+# libtiff writes lines to standard error for damaged TIFFs, past the log, up to one for each row. Pillow tells of the
+# damage all the same. The symbol is found through the library that links to libtiff; where that is linked statically
+# and hidden there is none, and the lines stay.
 with contextlib.suppress(AttributeError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
