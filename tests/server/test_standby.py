@@ -197,8 +197,6 @@ async def test_what_cannot_be_judged_fails_and_holds_nobody_up(caplog: pytest.Lo
         loaded = await one.load()
         engines.broken_now = lambda model, item: True
         engines.replicas = 2  # so that eager PyTorch comes with more replicas than there are devices
-        for model in engines.made:
-            model.info = replace(model.info, device="fake:0")
         loaded.scheduler.name = "fake:0+1"
         (error,) = await one.ask(loaded, "a")
         assert isinstance(error, RuntimeError)
