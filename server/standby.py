@@ -84,6 +84,9 @@ class Standby:
                 loaded.scheduler.trust(queue, replica)
         except Closed:
             pass  # it was unloaded, and whoever asks next loads it anew
+        except Exception:  # whatever goes wrong here, nobody may wait for ever
+            log.exception("%s goes on as it is: it could not be judged", loaded.part)
+            loaded.scheduler.distrust(queue, replica)
         finally:
             self._failing.pop((queue, replica), None)
 

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from engines import catalog
 from server.shelf import Loaded, Part, Shelf
 from server.standby import Standby
@@ -187,3 +189,15 @@ async def test_unloading_a_doubted_part_ends_its_judgement() -> None:
         (error,) = await asking
         assert isinstance(error, RuntimeError)
         assert one.standby.reasons() == []
+
+
+async def test_what_cannot_be_judged_fails_and_holds_nobody_up(caplog: pytest.LogCaptureFixture) -> None:
+    engines = Engines()
+    async with served(engines) as one:
+        loaded = await one.load()
+        engines.broken_now = lambda model, item: True
+        engines.replicas = 2  # so that eager PyTorch comes with more replicas than there are devices
+        loaded.scheduler.name = "fake:0+1"
+        (error,) = await one.ask(loaded, "a")
+        assert isinstance(error, RuntimeError)
+    assert "demo (textual) goes on as it is: it could not be judged" in caplog.text
