@@ -35,8 +35,8 @@ SEARCHES = searches(200)
 CONCURRENT = 32
 SIDE = 1440  # pixels of the longer side, as clients send previews
 ALONE, SHORT_ALONE = 60, 20  # texts by which the time of one alone is known
-WHOLE_S, SHORT_S = 120.0, 6.0  # of texts beside pictures
-FLOOD, SHORT_FLOOD, FEW = 1000, 128, 10
+WHOLE_S, SHORT_S = 120.0, 4.0  # of texts beside pictures
+FLOOD, SHORT_FLOOD, FEW = 1000, 104, 10
 CUT = 2  # batches that are cut when somebody comes: one runs, one is put together ahead
 OTHER = "127.0.0.2"  # a second address of the loopback: a flow of its own
 POLL_S = 0.05
@@ -77,7 +77,7 @@ async def rows(options: Options) -> list[Row]:
         "MACHINE_LEARNING_PRELOAD__CLIP__VISUAL": MODEL,
         "MACHINE_LEARNING_PRELOAD__CLIP__TEXTUAL": MODEL,
     }
-    photos = list(inputs.photos(16, SIDE))
+    photos = list(inputs.photos(8, SIDE))
     async with live("fairness", **settings) as server, Client(server.port) as client, Client(server.port, OTHER) as few:
         own = await text_alone(client, SHORT_ALONE if options.short else ALONE)
         seconds = SHORT_S if options.short else WHOLE_S

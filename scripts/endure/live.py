@@ -5,6 +5,7 @@ Does not know what is asked, nor which answers are right.
 """
 
 import asyncio
+import io
 import os
 import re
 import resource
@@ -76,9 +77,10 @@ class Client:
         if self._session is None:
             raise RuntimeError("enter the client before it sends anything")
         headers = {"Content-Type": content_type} if content_type else {}
+        data = None if body is None else io.BytesIO(body)  # aiohttp warns of large bodies as bytes
         began = time.perf_counter()
         try:
-            async with self._session.request(method, self._url + path, data=body, headers=headers) as response:
+            async with self._session.request(method, self._url + path, data=data, headers=headers) as response:
                 answer = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Lost(f"{method} {path}: {error!r}") from error

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from scripts.endure import live
 from scripts.endure.live import Client, Lost, bad_lines, inherited
@@ -43,6 +45,18 @@ async def test_a_connection_that_ends_without_a_whole_answer_is_a_lost_request(a
     async with answering(answer, []) as port, Client(port) as client:
         with pytest.raises(Lost, match="POST /predict"):
             await client.post(b"body", "text/plain")
+
+
+async def test_a_body_comes_whole_with_its_length_and_type_also_a_large_one() -> None:
+    async def count(request: web.Request) -> web.Response:
+        return web.Response(text=f"{len(await request.read())} {request.content_length} {request.content_type}")
+
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_post("/predict", count)
+    async with TestServer(app) as server, Client(server.port or 0) as client:
+        for size in (0, 5, 3_000_000):
+            reply = await client.post(bytes(size), "text/plain")
+            assert reply.body.decode() == f"{size} {size} text/plain"
 
 
 async def test_a_client_that_was_not_entered_says_so() -> None:
