@@ -55,7 +55,7 @@ async def hanging_up(server: Live, each: int) -> Row:
         for sent, seconds in STAGES.values():
             await asyncio.gather(*(hang_up(server.port, sent, seconds, reset=bool(n % 2)) for n in range(each)))
             await server.answers(tally)
-    inside = 1
+    inside = 1.0
     async with asyncio.timeout(30):
         while inside:
             await asyncio.sleep(0.05)
