@@ -4,6 +4,7 @@ Knows neither threads nor in what order batches are cut: the scheduler of batche
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ class Batch:
 
     def compute(self) -> list[Outcome]:
         """Run the batch, on failure its halves; return a result or an error for each item."""
+        began = time.perf_counter()
+        for waiter in self.waiters:
+            if waiter.rider is not None:
+                waiter.rider.began(began)
         return _compute(self.model, self.items, self.collated)
 
     def give_up(self) -> list[Waiter]:
@@ -48,9 +53,10 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> l
         results = model.run(model.collate(items) if collated is None else collated)
         if len(results) != len(items):
             raise WrongCount(f"{len(results)} results for {len(items)} items")
-    except Exception as error:  # a model may raise anything: whoever waits for the guilty item is told
-        log.warning("a batch of %d failed: %s", len(items), error, exc_info=len(items) == 1)
-        if len(items) == 1:
+    except Exception as error:  # noqa: BLE001 - a model may raise anything: whoever waits for the guilty item is told
+        if len(items) > 1:
+            log.warning("a batch of %d failed, its halves are tried: %s", len(items), error)
+        else:
             # Python forbids to raise StopIteration through a future.
             told = RuntimeError("the model raised StopIteration") if isinstance(error, StopIteration) else error
             return [(None, told)]
@@ -63,6 +69,9 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None) -> l
 def deliver(waiters: Sequence[Waiter], outcomes: Sequence[Outcome], began: float, ended: float) -> None:
     """Give each waiter its result or its error, and the times of its batch. Runs on the event loop."""
     for waiter, (result, error) in zip(waiters, outcomes, strict=True):
+        if error is not None and (waiter.rider is None or waiter.future.done()):
+            # A request tells of it in its own line; of a proof, and for who has left, nobody else does.
+            log.warning("a model failed on an input for which no request waits: %s", error, exc_info=error)
         if waiter.future.done():  # cancelled while the batch ran
             continue
         if waiter.rider is not None:
