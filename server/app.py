@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler
 from engines import catalog, progress
 from engines.errors import EngineError
 from engines.machine import cores
-from engines.model import Config, Model
+from engines.model import Config, Kind, Model
 from server import body, pages, wire
 from server.access import VISIT, observed
 from server.budget import Budget
@@ -134,6 +134,17 @@ def preload_parts(settings: Settings) -> list[Part]:
     return [Part(kind, catalog.look_up(kind, name, settings.face_alias)) for kind, name in settings.preloads()]
 
 
+def batch_weight(kind: Kind) -> int:
+    """Return how heavy a batch of several inputs of a kind may be: in pixels for pictures, else 1 each."""
+    match kind:
+        case "detection":
+            return DETECTION_BATCH_PIXELS
+        case "visual":
+            return GPU_DECODED_PIXELS
+        case _:
+            return Limits().batch_weight
+
+
 def create_app(
     settings: Settings,
     load: Callable[[Part], Sequence[Model]],
@@ -152,10 +163,13 @@ def create_app(
     """
     metrics = Metrics()
 
+    def load_and_tell(part: Part) -> Sequence[Model]:
+        with progress.told_to(metrics):
+            return load(part)
+
     def load_and_count(part: Part) -> Sequence[Model]:
         try:
-            with progress.told_to(metrics):
-                models = load(part)
+            models = builds.load(part)  # it counts once, though that may load twice, with a build in between
         except BaseException:
             metrics.loaded(part.entry.name, part.kind, ok=False)
             raise
@@ -165,10 +179,10 @@ def create_app(
     def limits(part: Part) -> Limits:
         if part.kind == "detection":
             # No more pixels can be on their way to a detector than are held decoded.
-            return Limits(settings.queue_items, settings.max_decoded_pixels, batch_weight=DETECTION_BATCH_PIXELS)
+            return Limits(settings.queue_items, settings.max_decoded_pixels, batch_weight=batch_weight(part.kind))
         if part.kind == "visual":
-            return Limits(settings.queue_items, settings.queue_pixels, batch_weight=GPU_DECODED_PIXELS)
-        return Limits(settings.queue_items)
+            return Limits(settings.queue_items, settings.queue_pixels, batch_weight=batch_weight(part.kind))
+        return Limits(settings.queue_items, batch_weight=batch_weight(part.kind))
 
     traced = () if tracing is None else tracing.middlewares
     seen = observed(metrics, settings.slow_request_s)
@@ -180,11 +194,11 @@ def create_app(
     app.on_response_prepare.append(secure)
     builds = Builds(
         "never" if settings.engine == "eager" else settings.build,
-        load_and_count,
+        load_and_tell,
         build or functools.partial(command, engine=settings.engine, precision=settings.precision),
     )
     shelf = Shelf(
-        builds.load,
+        load_and_count,
         release,
         limits=limits,
         placed=lambda loaded: builds.look_at(loaded, shelf),
@@ -354,8 +368,8 @@ async def models(request: web.Request) -> web.Response:
     settings = request.app[SETTINGS]
     loaded = [
         {
-            "name": info.name,
-            "kind": info.kind,
+            "name": one.part.entry.name,  # as it is asked for: several may share a network
+            "kind": one.part.kind,
             "device": one.scheduler.name,
             "backend": info.backend,
             "precision": info.precision,

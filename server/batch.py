@@ -4,6 +4,7 @@ Knows neither threads nor in what order batches are cut: the scheduler of batche
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,10 @@ class Batch:
 
     def compute(self) -> list[Outcome]:
         """Run the batch, on failure its halves, a single item twice; return a result or an error for each item."""
+        began = time.perf_counter()
+        for waiter in self.waiters:
+            if waiter.rider is not None:
+                waiter.rider.began(began)
         return _compute(self.model, self.items, self.collated)
 
     def give_up(self) -> list[Waiter]:
@@ -54,17 +59,20 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None, agai
         results = model.run(model.collate(items) if collated is None else collated)
         if len(results) != len(items):
             raise WrongCount(f"{len(results)} results for {len(items)} items")
-    except Exception as error:  # a model may raise anything: whoever waits for the guilty item is told
-        last = len(items) == 1 and not again
-        log.warning("a batch of %d failed: %s", len(items), error, exc_info=last)
-        if last:
+    except Exception as error:  # noqa: BLE001 - a model may raise anything: whoever waits for the guilty item is told
+        failure = str(error)
+        if len(items) == 1 and not again:
             # Python forbids to raise StopIteration through a future.
             told = RuntimeError("the model raised StopIteration") if isinstance(error, StopIteration) else error
             return [(None, told)]
     else:
         return [(result, None) for result in results]
     if len(items) == 1:
-        return _compute(model, items, again=False)  # a hiccup of the device is no fault of the item
+        outcomes = _compute(model, items, again=False)  # a hiccup of the device is no fault of the item
+        if outcomes[0][1] is None:
+            log.warning("an input was computed at the second try only: %s", failure)
+        return outcomes
+    log.warning("a batch of %d failed, its halves are tried: %s", len(items), failure)
     half = len(items) // 2
     return _compute(model, items[:half]) + _compute(model, items[half:])
 
@@ -72,6 +80,9 @@ def _compute(model: BatchModel, items: Sequence[Any], collated: Any = None, agai
 def deliver(waiters: Sequence[Waiter], outcomes: Sequence[Outcome], began: float, ended: float) -> None:
     """Give each waiter its result or its error, and the times of its batch. Runs on the event loop."""
     for waiter, (result, error) in zip(waiters, outcomes, strict=True):
+        if error is not None and (waiter.rider is None or waiter.future.done()):
+            # A request tells of it in its own line; of a proof, and for who has left, nobody else does.
+            log.warning("a model failed on an input for which no request waits: %s", error, exc_info=error)
         if waiter.future.done():  # cancelled while the batch ran
             continue
         if waiter.rider is not None:

@@ -23,7 +23,6 @@ RequestError
      └─ ShuttingDown         with Retry-After
 """
 
-import logging
 import math
 from http import HTTPStatus
 
@@ -46,9 +45,8 @@ from server.batcher import Closed
 from server.headers import HEADERS
 from server.queue import Full
 
-log = logging.getLogger(__name__)
-
 DETAIL = web.ResponseKey("detail", str)  # what the client of a failed request is told
+UNFORESEEN = web.ResponseKey("unforeseen", Exception)  # what the log is told in its place
 
 
 class RequestError(Exception):
@@ -226,17 +224,18 @@ def written(status: HTTPStatus, detail: str) -> bytes:
 
 @web.middleware
 async def errors_to_answers(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error of a handler into a JSON answer; the traceback of an unforeseen one is logged."""
+    """Turn every error of a handler into a JSON answer; an unforeseen one goes with it, for its line in the log."""
     try:
         return await handler(request)
     except web.HTTPException as error:
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return answer(error.status, error.reason, f"{error.reason}: the routes are listed in the README.", allow)
-    except Exception as error:  # the outermost boundary: no client ends without an answer
+    except Exception as error:  # noqa: BLE001 - the outermost boundary: no client ends without an answer
         told = from_below(error)
         if told is None:
-            log.exception("unforeseen error in %s %s", request.method, request.match_info.route.resource)
-            return answer(500, None, "The server failed on this request; its log has the reason.")
+            response = answer(500, None, "The server failed on this request; its log has the reason.")
+            response[UNFORESEEN] = error
+            return response
         headers = {"Retry-After": str(math.ceil(told.retry_after))} if told.retry_after is not None else {}
         if told.challenge:
             headers["WWW-Authenticate"] = told.challenge

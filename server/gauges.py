@@ -41,7 +41,7 @@ class Gauges(Collector):
         size: dict[tuple[str, ...], float] = {}
         for one in self._shelf.loaded():
             info = one.model.info
-            part = (info.name, info.kind)
+            part = (one.part.entry.name, one.part.kind)  # as it is asked for: several may share a network
             items[(*part, one.queue.lane.value)] = one.queue.items
             weight[(*part, one.queue.lane.value)] = one.queue.weight
             size[(*part, one.scheduler.name, info.backend, info.precision)] = one.bytes

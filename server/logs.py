@@ -5,6 +5,7 @@ Knows formats and the id of the request that is being answered. Does not know wh
 can begin a line of the log or paint on a terminal.
 """
 
+import json
 import logging
 import re
 import sys
@@ -30,10 +31,11 @@ LEVELS: Mapping[str, int] = {
 }
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")  # of the request that this task answers
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class HumanFormatter(logging.Formatter):
-    """Time, level, message; a traceback below."""
+    """Time, level, message; a traceback below, indented, so that no error begins a line of its own."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S")
@@ -44,7 +46,7 @@ class HumanFormatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is the library's
         """Return the lines of a traceback, control characters within them escaped."""
-        return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
+        return "\n".join(f"    {escaped(line)}" for line in super().formatException(ei).split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
@@ -66,7 +68,13 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        try:
+            text = orjson.dumps(line, default=str).decode()
+        except TypeError:  # a lone surrogate, which a name or a path may have and UTF-8 cannot hold
+            text = _SURROGATE.sub(
+                lambda match: rf"\\u{ord(match[0]):x}", json.dumps(line, default=str, ensure_ascii=False)
+            )
+        return _CONTROL.sub(lambda match: rf"\u{ord(match[0]):04x}", text)
 
 
 def escaped(text: str) -> str:

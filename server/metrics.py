@@ -62,7 +62,8 @@ BATCHES = Metric(
 DROPPED = Metric(
     "facet_items_dropped_total",
     "counter",
-    "Inputs that were not computed: `hung_up` is their client, `unloaded` their model, `closed` its device.",
+    "Inputs that were not computed: their request was `given_up` (its client hung up, its time was over, or something "
+    "else of it failed), their model `unloaded`, or its device `closed`.",
     (*_PART, "reason"),
 )
 REFUSED = Metric(

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, get_args
 # The largest batch was full; the next item would have been too heavy; a smaller bucket was filled and the rest waits;
 # all that waited rides.
 Cut = Literal["full", "weight", "bucket", "all"]
-Dropped = Literal["hung_up", "unloaded", "closed"]
+Dropped = Literal["given_up", "unloaded", "closed"]
 Refused = Literal["items", "weight", "seconds"]
 
 CUTS: tuple[Cut, ...] = get_args(Cut)
@@ -38,10 +38,13 @@ class Observer:
 
 
 class Rider(Protocol):
-    """Whoever wants to know where the time of one item went."""
+    """Whoever wants to know where the time of one item goes, and tells of it where it fails.
+
+    Times are of time.perf_counter, in seconds.
+    """
+
+    def began(self, at: float) -> None:
+        """Told on the device thread: its batch begins. It may begin again, where the first one came to nothing."""
 
     def rode(self, queued: float, began: float, ended: float) -> None:
-        """Told on the event loop, before the result: when an item was queued, and its batch began and ended.
-
-        Times are of time.perf_counter, in seconds.
-        """
+        """Told on the event loop, before the result: when an item was queued, and its batch began and ended."""

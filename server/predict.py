@@ -5,7 +5,6 @@ Knows the order of things and of checks. Does not know HTTP (wire.py reads and w
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -234,16 +233,16 @@ def _submit(
     loaded: Loaded, item: Any, caller: _Caller, *, weight: int = 1, accepted: bool = False
 ) -> "asyncio.Future[Any]":
     return loaded.scheduler.submit(
-        loaded.queue, item, flow=caller.flow, weight=weight, accepted=accepted, rider=caller.watch
+        loaded.queue, item, flow=caller.flow, weight=weight, accepted=accepted, rider=caller.watch.ride()
     )
 
 
 def _timed(watch: Stopwatch, phase: Phase | None, function: Callable[..., T], *args: Any) -> Callable[[], T]:
     """Return what to run in a thread: it notes how long it waited for the thread, and its own time as `phase`."""
-    asked = time.perf_counter()
+    waiting = watch.begin("wait")
 
     def work() -> T:
-        watch.note("wait", asked, time.perf_counter())
+        watch.end(waiting)
         if phase is None:
             return function(*args)
         with watch.phase(phase):

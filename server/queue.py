@@ -176,7 +176,7 @@ class Queue:
         if waiter.waits:
             self._leave(waiter)
             waiter.item = None
-            self.observer.dropped(1, "hung_up")
+            self.observer.dropped(1, "given_up")
 
     def note_batch(self, seconds: float, items: int, errors: Sequence[Exception]) -> None:
         """Remember how long a batch took, for the estimate in Full, and whether the model still computes anything."""

@@ -83,6 +83,6 @@ def phases(tracer: Any, current_span: Callable[[], Any]) -> Middleware:
 def _make_spans(tracer: Any, watch: Stopwatch) -> None:
     now = time.time_ns() - time.perf_counter_ns()  # the moment that perf_counter counts from
     # The crops of a picture's faces ride in one batch and have the same times: once is enough.
-    for phase, began, ended in sorted(set(watch.intervals), key=lambda interval: interval[1]):
+    for phase, began, ended in sorted(set(watch.so_far()), key=lambda interval: interval[1]):
         span = tracer.start_span(phase, start_time=now + round(began * 1e9))
         span.end(end_time=now + round(ended * 1e9))

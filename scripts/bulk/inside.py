@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from engines import machine
-from server.app import DETECTION_BATCH_PIXELS, GPU_DECODED_PIXELS, Engines, engine_config
+from server.app import Engines, batch_weight, engine_config
 from server.budget import Budget
 from server.predict import Predictor, Rules
 from server.queue import Limits
@@ -18,7 +18,6 @@ from server.settings import Settings
 from server.shelf import Loaded, Part, Shelf
 
 CLOSE_S = 5.0
-_BATCH_WEIGHTS = {"detection": DETECTION_BATCH_PIXELS, "visual": GPU_DECODED_PIXELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +61,4 @@ async def inside(settings: Settings, parts: Sequence[Part]) -> AsyncIterator[Ins
 
 def _limits(part: Part) -> Limits:
     # Nobody waits for one photo alone, so that no queue is too long; how much is on its way is bounded elsewhere.
-    return Limits(seconds=math.inf, batch_weight=_BATCH_WEIGHTS.get(part.kind, Limits().batch_weight))
+    return Limits(seconds=math.inf, batch_weight=batch_weight(part.kind))

@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engines.errors import WeightsMissing
 from tests.server.fakes import FakeEngines, fake_app, serving
-from tests.server.test_app import CLIP, FACES, TEXT, form, png, until_inside
+from tests.server.test_app import CLIP, FACES, TEXT, form, png, until_inside, until_waiting
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -117,14 +119,45 @@ async def test_a_body_that_is_no_form_is_told_by_its_size(caplog: pytest.LogCapt
     assert "secret" not in second
 
 
-async def test_what_the_server_is_to_blame_for_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_body_without_a_length_is_told_by_what_came(caplog: pytest.LogCaptureFixture) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        yield b"x" * 234
+
+    caplog.set_level(logging.INFO)
+    async with serving(fake_app(FakeEngines())) as client:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        assert (await client.post("/predict", data=chunks(), headers=headers)).status == 422
+    (line,) = lines(caplog)
+    assert "(a body of 1,234 bytes)" in line.getMessage()
+    assert fields(line)["body_bytes"] == 1234
+
+
+async def test_what_is_right_but_not_now_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    engines = FakeEngines()
+    engines.error = WeightsMissing("no weights")
+    async with serving(fake_app(engines)) as client:
+        assert (await client.post("/predict", data=form(TEXT, text="x"))).status == 503
+    (line,) = lines(caplog)
+    assert (line.levelno, line.exc_info) == (logging.WARNING, None)
+
+
+async def test_an_unforeseen_failure_leaves_one_line_with_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     engines = FakeEngines()
     async with serving(fake_app(engines)) as client:
         await client.post("/predict", data=form(TEXT, text="warm"))
-        engines.models["textual", "demo"].fail = lambda item: True
+        engines.models["textual", "demo"].fail = lambda item: item[1] == "bad"
+        caplog.clear()
         assert (await client.post("/predict", data=form(TEXT, text="bad"))).status == 500
-    (line,) = lines(caplog)
-    assert line.levelno == logging.WARNING
+    (line,) = [record for record in caplog.records if record.name.startswith("server")]
+    assert re.match(
+        r"500 POST /predict after \d\.\d{3} s: RuntimeError: the fake was told to fail \(entries .*, text 3 bytes\)$",
+        line.getMessage(),
+    )
+    assert line.levelno == logging.ERROR
+    assert caplog.text.count("Traceback") == 1
+    assert "tests/server/fakes.py" in caplog.text, "the traceback leads to where it arose"
 
 
 async def test_what_succeeds_and_is_quick_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -144,6 +177,98 @@ async def test_a_slow_request_leaves_a_line_with_its_phases(caplog: pytest.LogCa
     )
     assert set(fields(line)["phases"]) == {"read", "prepare", "wait", "run", "write"}
     assert "secret" not in line.message
+
+
+async def test_who_hangs_up_on_a_slow_request_leaves_its_line_and_its_time_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engines = FakeEngines()
+    app = fake_app(engines, slow_request_s=0.1)
+    async with serving(app) as client:
+        await client.post("/predict", data=form(TEXT, text="warm"))
+        model = engines.models["textual", "demo"]
+        model.gate.clear()
+        runs = asyncio.create_task(client.post("/predict", data=form(TEXT, text="runs")))
+        for _ in range(2):
+            assert await asyncio.to_thread(model.running.acquire, timeout=20)
+        waits = asyncio.create_task(client.post("/predict", data=form(TEXT, text="waits")))
+        await until_waiting(app, 1)
+        await asyncio.sleep(0.2)  # the time that is measured
+        caplog.clear()
+        for leaving in (waits, runs):
+            leaving.cancel()
+        await asyncio.gather(waits, runs, return_exceptions=True)
+        await until_inside(app, 0)
+        told = {fields(line)["field_bytes"]["text"]: line for line in lines(caplog)}
+        model.gate.set()
+        text = await (await client.get("/metrics")).text()
+    assert sorted(told) == [4, 5], "one line for each"
+    pattern = (
+        r"slow: POST /predict, whose client hung up after \d+\.\d s: read .*wait 0\.\d+.* \(entries \d+ bytes, text "
+    )
+    assert all(re.match(pattern, line.getMessage()) for line in told.values())
+    assert fields(told[5])["phases"]["wait"] >= 0.2
+    assert "run" not in fields(told[5])["phases"]
+    assert fields(told[4])["phases"]["run"] >= 0.2
+    assert fields(told[4])["status"] is None
+    sums = dict(re.findall(r'^facet_phase_seconds_sum\{phase="(wait|run)"\} (.*)$', text, re.MULTILINE))
+    assert all(float(value) >= 0.2 for value in sums.values()), sums
+    assert len(sums) == 2
+
+
+async def test_a_picture_whose_client_leaves_has_all_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Its vector waits while its faces are looked for: only the latter is awaited when the client leaves."""
+    engines = FakeEngines()
+    app = fake_app(engines, slow_request_s=0.1)
+    async with serving(app) as client:
+        await client.post("/predict", data=form({**CLIP, **FACES}, png()))
+        gates = [engines.models[key].gate for key in (("visual", "demo"), ("detection", "demo"))]
+        for gate in gates:
+            gate.clear()
+        leaving = asyncio.create_task(client.post("/predict", data=form({**CLIP, **FACES}, png())))
+        await until_waiting(app, 1)
+        await asyncio.sleep(0.2)  # the time that is measured
+        caplog.clear()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await until_inside(app, 0)
+        for gate in gates:
+            gate.set()
+    (line,) = lines(caplog)
+    assert fields(line)["phases"].keys() == {"read", "decode", "prepare", "wait", "run"}
+    assert min(fields(line)["phases"][phase] for phase in ("wait", "run")) >= 0.2
+
+
+async def test_a_quick_client_that_hangs_up_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    engines = FakeEngines()
+    app = fake_app(engines, slow_request_s=60)
+    async with serving(app) as client:
+        await client.post("/predict", data=form(TEXT, text="warm"))
+        engines.models["textual", "demo"].gate.clear()
+        leaving = asyncio.create_task(client.post("/predict", data=form(TEXT, text="x")))
+        await until_inside(app, 1)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await until_inside(app, 0)
+        engines.models["textual", "demo"].gate.set()
+    assert lines(caplog) == []
+
+
+async def test_a_wrong_method_is_counted_at_the_route_that_has_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(fake_app(FakeEngines())) as client:
+        for method, path in (("GET", "/predict"), ("DELETE", "/predict"), ("POST", "/app/main.js"), ("GET", "/secret")):
+            assert (await client.request(method, path)).status in (404, 405)
+        text = await (await client.get("/metrics")).text()
+    counted = re.findall(r'^facet_requests_total\{route="(.*)",status="(.*)"\} (.*)$', text, re.MULTILINE)
+    assert set(counted) == {("/predict", "405", "2.0"), ("/app/{file}", "405", "1.0"), ("other", "404", "1.0")}
+    assert [line.getMessage().split(" after ")[0] for line in lines(caplog)] == [
+        "405 GET /predict",
+        "405 DELETE /predict",
+        "405 POST /app/{file}",
+        "404 GET other",
+    ]
 
 
 async def test_slow_requests_are_not_told_where_that_is_not_wanted(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """One batch: its results in order, its failure by halves, those who hung up."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from server.batch import Batch, WrongCount, deliver, fail
 from server.observer import Observer
 from server.queue import Lane, Limits, Queue, Waiter
+from server.stopwatch import Stopwatch
 
 
 class Model:
@@ -49,6 +51,52 @@ async def test_halves_find_the_guilty_item() -> None:
     assert [result for result, _ in outcomes] == [4, 8, None, 12]
     assert [type(error) for _, error in outcomes] == [type(None), type(None), ValueError, type(None)]
     assert model.runs == [[2, 4, 5, 6], [2, 4], [5, 6], [5], [5], [6]]
+
+
+async def test_the_log_tells_of_a_batch_and_leaves_the_error_of_an_item_to_its_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = batch([2, 5], Model())
+    for waiter in one.waiters:
+        waiter.rider = Stopwatch().ride()
+    deliver(one.waiters, one.compute(), 0.0, 1.0)
+    assert [record.getMessage() for record in caplog.records] == ["a batch of 2 failed, its halves are tried: odd"]
+    assert isinstance(one.waiters[1].future.exception(), ValueError)
+
+
+async def test_an_error_that_no_request_tells_of_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    one = batch([5, 7], Model())
+    left, proof = one.waiters
+    left.rider = Stopwatch().ride()
+    left.future.cancel()
+    outcomes = one.compute()
+    caplog.clear()
+    deliver(one.waiters, outcomes, 0.0, 1.0)
+    assert isinstance(proof.future.exception(), ValueError)
+    assert [record.getMessage() for record in caplog.records] == 2 * [
+        "a model failed on an input for which no request waits: odd"
+    ]
+    assert all(record.exc_info for record in caplog.records)
+
+
+async def test_who_rides_is_told_when_the_batch_began() -> None:
+    class Noted:
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def began(self, at: float) -> None:
+            self.times.append(at)
+
+        def rode(self, queued: float, began: float, ended: float) -> None:
+            self.times += [queued, began, ended]
+
+    one = batch([2], Model())
+    rider = one.waiters[0].rider = Noted()
+    before = time.perf_counter()
+    outcomes = one.compute()
+    assert before <= rider.times[0] <= time.perf_counter()
+    deliver(one.waiters, outcomes, 5.0, 6.0)
+    assert rider.times[1:] == [one.waiters[0].queued, 5.0, 6.0]
 
 
 async def test_a_wrong_number_of_results_is_an_error_of_all_of_them() -> None:

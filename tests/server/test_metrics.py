@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient
@@ -12,11 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engines import progress
 from engines.errors import WeightsMissing
-from server.app import PRELOAD, SHELF
+from server.app import DOOR, PRELOAD, SHELF, create_app
 from server.metrics import METRICS, Metrics, QueueMetrics
+from server.settings import Settings
 from server.shelf import Part
 from tests.server.fakes import FakeEngines, FakeModel, fake_app, serving
 from tests.server.test_app import CLIP, FACES, TEXT, form, png, until_inside, until_waiting
+from tests.server.test_builds import Engines as BuildingEngines
 
 Samples = dict[tuple[str, ...], float]
 
@@ -120,9 +123,73 @@ async def test_what_waits_runs_is_refused_fails_and_hangs_up() -> None:
         assert [(await task).status for task in (running, *waiting)] == [200, 200, 500]
         samples = await scraped(client)
     assert samples["facet_items_refused_total", "demo", "textual", "items"] == 1
-    assert samples["facet_items_dropped_total", "demo", "textual", "hung_up"] == 1
+    assert samples["facet_items_dropped_total", "demo", "textual", "given_up"] == 1
     assert samples["facet_items_failed_total", "demo", "textual", "RuntimeError"] == 1
     assert samples["facet_requests_cancelled_total", "/predict"] == 1
+
+
+async def test_the_end_of_the_server_is_not_taken_for_clients_who_hang_up() -> None:
+    engines = FakeEngines()
+    app = fake_app(engines)
+    async with serving(app) as client:
+        await client.post("/predict", data=form(TEXT, text="warm"))
+        model = engines.models["textual", "demo"]
+        model.gate.clear()
+        running = asyncio.create_task(client.post("/predict", data=form(TEXT, text="runs")))
+        for _ in range(2):
+            assert await asyncio.to_thread(model.running.acquire, timeout=20)
+        waiting = asyncio.create_task(client.post("/predict", data=form(TEXT, text="waits")))
+        await until_waiting(app, 1)
+        app[DOOR].close_in(0)
+        assert (await waiting).status == 503
+        samples = await scraped(client)
+        model.gate.set()
+        assert (await running).status == 503
+    assert samples["facet_items_dropped_total", "demo", "textual", "given_up"] == 1
+    assert ("facet_requests_cancelled_total", "/predict") not in samples
+
+
+async def test_two_detectors_of_one_network_are_told_apart_by_the_names_that_are_asked_for() -> None:
+    class Shared(FakeEngines):
+        """Detectors that call themselves by their network, as engines/ does."""
+
+        def load(self, part: Part) -> tuple[FakeModel, ...]:
+            (model,) = super().load(part)
+            if part.kind == "detection":
+                model.info = replace(model.info, name="mtcnn")
+            return (model,)
+
+    app = fake_app(Shared())
+    names = {"demo", "facenet-vggface2"}
+    async with serving(app) as client:
+        for name in sorted(names):
+            faces = {"facial-recognition": {"detection": {"modelName": name}}}
+            assert (await client.post("/predict", data=form(faces, png()))).status == 200
+        samples = await scraped(client)
+        loaded = (await (await client.get("/models")).json())["loaded"]
+    for metric in ("facet_queue_items", "facet_queue_weight", "facet_model_bytes", "facet_batch_items_count"):
+        found = [key for key in samples if key[0] == metric]
+        assert {key[1] for key in found} == names, metric
+        assert {key[2] for key in found} == {"detection"}
+    assert {(one["name"], one["kind"]) for one in loaded} == {(name, "detection") for name in names}
+
+
+async def test_a_required_engine_is_one_load_and_what_is_swapped_in_is_none(tmp_path: Path) -> None:
+    for when in ("require", "background"):
+        (tmp_path / when).mkdir()
+        (tmp_path / when / "go").touch()
+        engines = BuildingEngines(tmp_path / when)
+        settings = Settings(build=when)
+        app = create_app(settings, engines.load, engines.release, build=engines.command)
+        async with serving(app) as client:
+            await client.post("/predict", data=form(TEXT, text="x"))
+            async with asyncio.timeout(30):
+                while not app[SHELF].loaded()[0].model.info.built:  # noqa: ASYNC110 - another process is at work
+                    await asyncio.sleep(0.005)
+            samples = await scraped(client)
+        assert len(engines.loads) == 2
+        assert samples["facet_model_loads_total", "demo", "textual", "loaded"] == 1, when
+        assert samples["facet_engine_swaps_total", "demo", "textual"] == (when == "background")
 
 
 async def test_a_load_that_fails_is_counted_and_readiness_says_no() -> None:
@@ -194,7 +261,7 @@ def test_every_reason_stands_there_from_the_start() -> None:
         if labels[:2] == ["demo", "visual"] and len(labels) == 3:
             reasons[name].add(labels[2])
     assert reasons["facet_batches_total"] == {"full", "weight", "bucket", "all"}
-    assert reasons["facet_items_dropped_total"] == {"hung_up", "unloaded", "closed"}
+    assert reasons["facet_items_dropped_total"] == {"given_up", "unloaded", "closed"}
     assert reasons["facet_items_refused_total"] == {"items", "weight", "seconds"}
 
 

@@ -279,7 +279,7 @@ async def test_what_is_refused_and_dropped_is_told_with_the_reason(loop: asyncio
     assert listener.heard == [
         ("refused", "weight"),
         ("refused", "items"),
-        ("dropped", 1, "hung_up"),
+        ("dropped", 1, "given_up"),
         ("ran", 20.0, []),
         ("refused", "seconds"),
         ("dropped", 1, "unloaded"),

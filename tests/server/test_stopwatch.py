@@ -1,6 +1,7 @@
 """Where the time of a request went: intervals that overlap count once, and a header that browsers read."""
 
 import threading
+import time
 
 import pytest
 
@@ -32,8 +33,26 @@ def test_what_fails_within_a_phase_is_noted_too() -> None:
 
 def test_a_queue_tells_of_waiting_and_running() -> None:
     watch = Stopwatch()
-    watch.rode(1.0, 3.0, 7.0)
+    ride = watch.ride()
+    ride.began(3.0)
+    ride.rode(1.0, 3.0, 7.0)
     assert watch.seconds() == {"wait": pytest.approx(2.0), "run": pytest.approx(4.0)}
+
+
+def test_what_has_not_ended_counts_up_to_now() -> None:
+    watch = Stopwatch()
+    waits, runs = watch.ride(), watch.ride()
+    now = time.perf_counter()
+    waits.queued = now - 3.0
+    runs.queued = now - 20.0
+    runs.began(now - 10.0)
+    with watch.phase("decode"):
+        seconds = watch.seconds()
+    assert list(seconds) == ["decode", "wait", "run"]
+    assert seconds["wait"] == pytest.approx(13.0, abs=1.0)
+    assert seconds["run"] == pytest.approx(10.0, abs=1.0)
+    assert seconds["decode"] >= 0
+    assert [phase for phase, _, _ in watch.intervals] == ["decode"], "of what has ended nothing is open"
 
 
 def test_threads_lose_no_interval() -> None:
@@ -41,14 +60,14 @@ def test_threads_lose_no_interval() -> None:
 
     def ride() -> None:
         for _ in range(500):
-            watch.rode(0, 1, 2)
+            watch.ride().rode(0, 1, 2)
 
     threads = [threading.Thread(target=ride) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(watch.intervals) == 8 * 500 * 2
+    assert len(watch.intervals) == len(watch.so_far()) == 8 * 500 * 2
 
 
 def test_the_header_has_milliseconds_and_the_total() -> None:

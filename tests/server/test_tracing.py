@@ -96,13 +96,15 @@ async def test_requests_that_fail_or_whose_client_leaves_are_spans_too() -> None
         async with serving(app) as client:
             assert (await client.post("/predict", data=form(CLIP, b"no picture"))).status == 400
             await client.post("/predict", data=form(TEXT, text="warm"))
-            engines.models["textual", "demo"].gate.clear()
+            model = engines.models["textual", "demo"]
+            model.gate.clear()
             leaving = asyncio.create_task(client.post("/predict", data=form(TEXT, text="x")))
-            await until_inside(app, 1)
+            for _ in range(2):
+                assert await asyncio.to_thread(model.running.acquire, timeout=20)
             leaving.cancel()
             await asyncio.gather(leaving, return_exceptions=True)
             await until_inside(app, 0)
-            engines.models["textual", "demo"].gate.set()
+            model.gate.set()
         await in_thread(tracer.close, "close")
     spans = collector.spans()
     statuses = [
@@ -113,6 +115,14 @@ async def test_requests_that_fail_or_whose_client_leaves_are_spans_too() -> None
     ]
     assert sorted(statuses) == [200, 400]
     assert sum(span.name == "POST /predict" for span in spans) == 3
+    (left,) = [
+        span
+        for span in spans
+        if span.name == "POST /predict"
+        and not {value.key for value in span.attributes} & {"http.status_code", "http.response.status_code"}
+    ]
+    inside = {span.name for span in spans if span.parent_span_id == left.span_id}
+    assert {"wait", "run"} <= inside, "what had not ended when the client left"
     assert b"no picture" not in b"".join(request.SerializeToString() for request in collector.requests)
 
 
