@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from engines.errors import UnknownModel
-from server import health
+from server import health, tracing
 from server.__main__ import listen
 from server.app import preload_parts
 from server.check.finding import Finding
@@ -63,6 +63,11 @@ def _changed(read: Settings) -> Iterator[Finding]:
 
 
 def _missing(read: Settings) -> Iterator[Finding]:
+    if read.tracing:
+        try:
+            tracing.check(read.tracing)
+        except tracing.TracingMissing as error:
+            yield _setting(variable("tracing"), str(error), "The server does not start before.")
     for field in ("calibration", "calibration_texts"):
         path: Path | None = getattr(read, field)
         if path is not None and not path.exists():
@@ -72,7 +77,10 @@ def _missing(read: Settings) -> Iterator[Finding]:
 def cache(folder: Path) -> Iterator[Finding]:
     """Look at the folder for weights and engines, and at the room on its disk."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+    if not there.is_dir():
+        advice = f"Move that file away, or set {variable('cache_folder')} to a folder."
+        yield Finding("cache", "folder", f"{folder}: {there} is a file, and no folder", "to do", advice)
+    elif not os.access(there, os.W_OK | os.X_OK):
         advice = f"Make it writable for user {os.geteuid()}, or set {variable('cache_folder')} to another folder."
         kept = "nothing can be fetched or built" if folder.exists() else "it cannot be made"
         yield Finding("cache", "folder", f"{folder}: {there} cannot be written, so that {kept}", "to do", advice)
