@@ -67,7 +67,7 @@ def _missing(read: Settings) -> Iterator[Finding]:
         try:
             tracing.check(read.tracing)
         except tracing.TracingMissing as error:
-            yield _setting(variable("tracing"), str(error), "The server does not start before.")
+            yield _setting(variable("tracing"), str(error), "Until then the server does not start.")
     for field in ("calibration", "calibration_texts"):
         path: Path | None = getattr(read, field)
         if path is not None and not path.exists():
