@@ -33,7 +33,7 @@ def settings() -> tuple[Settings | None, list[Finding]]:
         preload_parts(read)
     except UnknownModel as error:
         return None, [*found, _setting("MACHINE_LEARNING_PRELOAD__…", str(error), "Correct it, or unset it.")]
-    return read, [*_changed(read), *_missing(read), *found]
+    return read, [*_changed(read), *_missing(read), *_untraceable(read), *found]
 
 
 def _without_effect(sentence: str) -> Finding:
@@ -63,15 +63,18 @@ def _changed(read: Settings) -> Iterator[Finding]:
 
 
 def _missing(read: Settings) -> Iterator[Finding]:
+    for field in ("calibration", "calibration_texts"):
+        path: Path | None = getattr(read, field)
+        if path is not None and not path.exists():
+            yield _setting(variable(field), f"there is no {path}", "Put it there, or unset this.")
+
+
+def _untraceable(read: Settings) -> Iterator[Finding]:
     if read.tracing:
         try:
             tracing.check(read.tracing)
         except tracing.TracingMissing as error:
             yield _setting(variable("tracing"), str(error), "Until then the server does not start.")
-    for field in ("calibration", "calibration_texts"):
-        path: Path | None = getattr(read, field)
-        if path is not None and not path.exists():
-            yield _setting(variable(field), f"there is no {path}", "Put it there, or unset this.")
 
 
 def cache(folder: Path) -> Iterator[Finding]:
