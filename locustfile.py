@@ -83,7 +83,8 @@ class Caller(FastHttpUser):
         number = next(one.turns) % len(one.contents)
         with post(self.client, kind, one, number) as response:
             if response.status_code != 200:
-                return  # Locust lets it fail
+                response.failure(unanswered(response))  # Locust would take all below 400 for success
+                return
             try:
                 one.right.check(one.read(response.content), number)  # type: ignore[union-attr]  # set before users begin
             except WrongAnswer as error:
@@ -150,6 +151,11 @@ def post(session: FastHttpSession, kind: Kind, one: Input, number: int) -> Respo
     )
 
 
+def unanswered(response: ResponseContextManager) -> Exception:
+    """Return what is wrong with a response that is not 200: what Locust says, which has nothing below 400."""
+    return getattr(response, "error", None) or WrongAnswer(f"its status is {response.status_code}, not 200")
+
+
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
     """Add what can be chosen; Locust's page asks for the same. Its --help has none of it, so that the README does."""
@@ -213,7 +219,7 @@ def answered(session: FastHttpSession, kind: Kind, one: Input, number: int) -> b
     with post(session, kind, one, number) as response:
         if response.status_code == 200:
             return bytes(response.content)
-        said = response.content.decode(errors="replace") if response.content else repr(response.error)
+        said = response.content.decode(errors="replace") if response.content else repr(unanswered(response))
         raise WrongAnswer(f"{kind}: no answer from {session.base_url}: {response.status_code} {said}")
 
 

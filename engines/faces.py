@@ -73,7 +73,7 @@ class Detector:
         self.info = info
         self.buckets = tuple(range(1, PICTURES_AT_ONCE + 1))  # they stay apart, so that each number is fine
         self._nets = nets
-        self._min_face = min_face
+        self.min_face = min_face
 
     def prepare(self, picture: NDArray[np.uint8], min_score: float) -> Picture:
         """Return a picture (H, W, 3) RGB as the item of a batch; `min_score` is between 0 and 1."""
@@ -110,7 +110,7 @@ class Detector:
         on_gpu = torch.cuda.device(self._nets.device) if self._nets.device.type == "cuda" else nullcontext()
         try:
             with on_gpu:
-                return mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self._min_face)
+                return mtcnn.detect(self._nets, [p.pixels for p in batch], [p.min_score for p in batch], self.min_face)
         except (OutOfMemory, MemoryError):  # of one of the networks, or of the tables on a processor
             return None
         except RuntimeError as error:  # of all around them: tables, levels, crops

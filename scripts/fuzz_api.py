@@ -12,12 +12,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from scripts.bench.served import Served, free_port
+from server.metrics import REQUESTS
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_suffix(".toml")
 REPORT = ROOT / "build" / "fuzz"
 PRELOAD = ("CLIP", "FACIAL_RECOGNITION")
+PREDICT = "/predict"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,9 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
             code = subprocess.run(  # noqa: S603 - our own command
                 command(port, options.seconds, options.seed, options.path), cwd=ROOT, check=False
             ).returncode
+            told = ", ".join(f"{status}: {count}" for status, count in sorted(answers(server, PREDICT).items()))
+            print(f"Answers of {PREDICT} by status: {told}")
     if code:
         print(f"The server's log is {log.relative_to(ROOT)}.")
     return 1 if code else 0
+
+
+def answers(server: Served, route: str) -> dict[str, int]:
+    """Return how many requests of a route the server has answered, by status."""
+    got = server.get("/metrics")
+    if got is None:
+        return {}
+    samples = [one for family in text_string_to_metric_families(got[1].decode()) for one in family.samples]
+    own = [one for one in samples if one.name == REQUESTS.name and one.labels["route"] == route]
+    return {one.labels["status"]: int(one.value) for one in own}
 
 
 def command(port: int, seconds: int, seed: int | None = None, path: str | None = None) -> list[str]:

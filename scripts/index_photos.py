@@ -3,13 +3,15 @@
     python -m scripts.index_photos FOLDER --out index.parquet
 
 Run again it goes on where it stopped: photos that have not changed are kept, those that are gone are left out, and what
-failed is tried once more. Nothing is gone that lies in a folder which cannot be looked into. Ctrl-C ends it after what
-is on its way. Exit code 0: every photo is in; 1: some could not be read, and are listed in index.parquet.failed.txt;
+failed is tried once more. Nothing is gone that lies in a folder which cannot be looked into; another folder, or one
+where most photos are no longer, is refused until --moved or --gone says that it is meant. Ctrl-C ends it after what is
+on its way. Exit code 0: every photo is in; 1: some could not be read, and are listed in index.parquet.failed.txt;
 2: nothing could be done; 130: interrupted, run it again to go on.
 """
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -33,6 +35,7 @@ from server.shelf import Part
 from server.wire import DEFAULT_MIN_SCORE, Ask
 
 CLIP, FACE = "ViT-B-32__openai", "facenet-vggface2"
+MOST = 0.5  # of the index: if more of it is not there, a disk is missing rather than so many photos
 INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 
@@ -73,8 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clip", metavar="NAME", help=f"CLIP model; default: that of the index, else {CLIP}")
     parser.add_argument("--face", metavar="NAME", help=f"face model; default: that of the index, else {FACE}")
     parser.add_argument("--no-faces", action="store_true", help="look for no faces: much faster")
-    parser.add_argument("--min-score", type=float, help=f"least score of a face; default: {DEFAULT_MIN_SCORE}")
+    parser.add_argument("--min-score", type=_score, help=f"least score of a face; default: {DEFAULT_MIN_SCORE}")
+    parser.add_argument("--moved", action="store_true", help="go on with an index although its folder was another one")
+    parser.add_argument("--gone", action="store_true", help="leave photos out even if most of the index are not there")
     return parser
+
+
+def _score(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= (score := float(text)) <= 1:  # false for NaN
+            return score
+    raise argparse.ArgumentTypeError(f"{text!r} is no score: give a number from 0 to 1")
 
 
 def index(options: argparse.Namespace, settings: Settings, screen: Console) -> int:
@@ -93,9 +105,9 @@ def index(options: argparse.Namespace, settings: Settings, screen: Console) -> i
     ask = Ask(visual=mine.clip, detection=mine.face or None, recognition=mine.face or None, min_score=mine.min_score)
     work = Index(options.out, about)
     try:
-        if there := work.begin():
+        if there := work.begin(moved=options.moved):
             screen.print(f"{there} photos are in the index already", highlight=False)
-        return asyncio.run(_run(settings, parts, work, options.folder, ask, screen))
+        return asyncio.run(_run(settings, parts, work, options, ask, screen))
     finally:
         work.close()
 
@@ -111,7 +123,10 @@ def _made_with(options: argparse.Namespace, settings: Settings) -> MadeWith:
     return made_with(settings, engine_config(settings), clip, face, score)
 
 
-async def _run(settings: Settings, parts: Sequence[Part], work: Index, folder: Path, ask: Ask, screen: Console) -> int:
+async def _run(
+    settings: Settings, parts: Sequence[Part], work: Index, options: argparse.Namespace, ask: Ask, screen: Console
+) -> int:
+    folder, known = options.folder, work.ledger.unmet()
     failures = work.out.with_name(f"{work.out.name}.failed.txt")
     screen.print("loads the models", highlight=False)
     async with inside(settings, parts) as ready:
@@ -127,6 +142,14 @@ async def _run(settings: Settings, parts: Sequence[Part], work: Index, folder: P
         screen.print(f"There is no photo in {folder}: the index stays as it was.", markup=False, soft_wrap=True)
         return 2
     gone = work.ledger.unmet()
+    if gone > MOST * known and not options.gone:
+        screen.print(
+            f"{gone} of {known} photos of the index are not in {folder}: see whether its disks are mounted, or add "
+            "--gone to leave them out. The index stays as it was; what is new is kept for the next run.",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 2
     await asyncio.to_thread(work.finish)
     _tell(screen, run, progress, gone, failures)
     return 1 if progress.failed else 0

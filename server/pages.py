@@ -7,6 +7,7 @@ run nothing that does not lie in a file, and be shown in no frame. Does not know
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 from aiohttp import web
@@ -70,11 +71,13 @@ def read(path: Path) -> File:
 def _page(name: str) -> list[web.RouteDef]:
     return [
         web.get(f"/{name}", partial(_file, file=read(FOLDER / name / "index.html"))),
-        web.get(f"/{name}/{{file}}", partial(_part, parts=files(name))),
+        web.get(f"/{name}/{{file:[^/]*}}", partial(_part, name=name, parts=files(name))),
     ]
 
 
-async def _part(request: web.Request, parts: Mapping[str, File]) -> web.Response:
+async def _part(request: web.Request, name: str, parts: Mapping[str, File]) -> web.Response:
+    if not request.match_info["file"]:  # relative, since a proxy may have put it all into a folder
+        return web.Response(status=HTTPStatus.PERMANENT_REDIRECT, headers={**HEADERS, "Location": f"../{name}"})
     file = parts.get(request.match_info["file"])
     if file is None:
         raise web.HTTPNotFound

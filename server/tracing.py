@@ -5,6 +5,7 @@ Spans of phases are made from the request's stopwatch once the answer is there, 
 them. What else there is to set, from headers to sampling, the SDK takes from its own OTEL_* variables.
 """
 
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,13 @@ from aiohttp.typedefs import Handler, Middleware
 from server.access import VISIT
 from server.stopwatch import Stopwatch
 
+LIBRARIES = (  # all that is imported below
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.instrumentation.aiohttp_server",
+    "opentelemetry.sdk.resources",
+    "opentelemetry.sdk.trace",
+    "opentelemetry.sdk.trace.export",
+)
 EXTRA = "install the extra: pip install 'facet-ml[tracing]', or leave MACHINE_LEARNING_TRACING out"
 
 
@@ -33,21 +41,37 @@ class Tracing:
     close: Callable[[], None]
 
 
-def set_up(endpoint: str) -> Tracing:
-    """Return what sends spans to `endpoint`, the URL of a collector without /v1/traces; raises TracingMissing."""
-    if urlsplit(endpoint).scheme not in ("http", "https"):
+def check(endpoint: str) -> None:
+    """Raise TracingMissing if no span could be sent to `endpoint`: it is no URL, or the extra is not installed."""
+    if not _is_url(endpoint):
         raise TracingMissing(
             f"MACHINE_LEARNING_TRACING is {endpoint!r}: give the URL of a collector, such as http://localhost:4318"
         )
     try:
-        from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation import aiohttp_server
-        from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        for name in LIBRARIES:
+            importlib.import_module(name)
     except ImportError as error:
         raise TracingMissing(f"OpenTelemetry cannot be imported ({error}): {EXTRA}") from error
+
+
+def _is_url(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of an address in brackets, or of a port
+        return False
+
+
+def set_up(endpoint: str) -> Tracing:
+    """Return what sends spans to `endpoint`, the URL of a collector without /v1/traces; raises TracingMissing."""
+    check(endpoint)
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.instrumentation import aiohttp_server
+    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     # The name is a default: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before it.
     resource = Resource.create({SERVICE_NAME: "facet"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)

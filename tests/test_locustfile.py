@@ -5,12 +5,13 @@ Locust changes the standard library of its process, so that nothing of it may be
 
 import asyncio
 import csv
+import itertools
 import json
 import os
 import re
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from aiohttp.typedefs import Handler
 
 from server.app import create_app
 from server.settings import Settings
@@ -26,7 +28,11 @@ from tests.server.fakes import FakeModel, unit
 
 ROOT = Path(__file__).parents[1]
 DIM = 256  # of the demo
+TEXTS = 100  # that the right answers are learnt of
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+Door = Callable[[web.Request], Awaitable[web.Response | None]]
 
 
 @dataclass(frozen=True)
@@ -84,24 +90,18 @@ async def locust(port: int | None, folder: Path, *arguments: str) -> Ended:
     return Ended(process.returncode or 0, out, log, {one["name"]: one for one in stats})
 
 
-class OneByOne(FakeModel):
-    """Vectors as long as the demo's, one input at a time, each of which takes ten milliseconds."""
+class Right(FakeModel):
+    """Vectors as long as the demo's."""
 
     def __init__(self, part: Part) -> None:
         super().__init__(part.kind, part.entry.name)
-        self.buckets = (1,)
 
     def run(self, batch: list[Any]) -> list[Any]:
-        time.sleep(0.01)
         return [unit(item, length=DIM) for item in batch]
 
 
-class MixedUp(OneByOne):
+class MixedUp(Right):
     """Gives each its own vector while it comes alone, and those of the others in a batch to each other."""
-
-    def __init__(self, part: Part) -> None:
-        super().__init__(part)
-        self.buckets = (1, 2, 4, 8)
 
     def run(self, batch: list[Any]) -> list[Any]:
         vectors = super().run(batch)
@@ -110,6 +110,17 @@ class MixedUp(OneByOne):
 
 def fake(model: Callable[[Part], FakeModel], **settings: Any) -> web.Application:
     return create_app(Settings(**settings), lambda part: (model(part),), lambda: None)
+
+
+def behind(app: web.Application, door: Door) -> web.Application:
+    """Return an application that asks `door` about each request, None being that it may pass on to `app`."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await door(request) or await handler(request)
+
+    app.middlewares.insert(0, middleware)
+    return app
 
 
 async def test_a_mixed_load_of_twenty_seconds_gets_right_answers_alone(tmp_path: Path) -> None:
@@ -132,6 +143,24 @@ async def test_a_vector_of_another_photo_fails_its_request(tmp_path: Path) -> No
     with (tmp_path / "run_failures.csv").open(encoding="utf-8") as file:
         reasons = [row["Error"] for row in csv.DictReader(file)]
     assert reasons == ["WrongAnswer('it is nearer to the vector of another input than to its own')"]
+
+
+async def test_whatever_is_not_200_fails_its_request(tmp_path: Path) -> None:
+    (tmp_path / "never").mkdir()
+    learning = itertools.count(1)
+
+    async def empty(request: web.Request) -> web.Response | None:
+        return None if next(learning) <= TEXTS else web.Response(status=204)
+
+    async with TestServer(behind(fake(Right), empty)) as served:
+        ended = await locust(served.port, tmp_path, "--run-time", "1s", "ClipText")
+        from_the_start = await locust(served.port, tmp_path / "never", "--run-time", "60s", "ClipText")
+    assert from_the_start.code == 1
+    assert "its status is 204, not 200" in from_the_start.log
+    assert ended.code == 1
+    assert ended.stats["clip text"]["num_failures"] == ended.stats["clip text"]["num_requests"] > 10
+    with (tmp_path / "run_failures.csv").open(encoding="utf-8") as file:
+        assert [row["Error"] for row in csv.DictReader(file)] == ["WrongAnswer('its status is 204, not 200')"]
 
 
 async def told(*arguments: str) -> str:
@@ -182,15 +211,20 @@ async def test_no_server_and_wrong_names_end_the_test_with_a_sentence(tmp_path: 
 
 
 async def test_the_highest_load_within_a_latency_is_found_and_told(tmp_path: Path) -> None:
-    async with TestServer(fake(OneByOne)) as served:
-        search = ["--within-ms", "65", "--percentile", "90", "--step-s", "1"]
+    last: deque[object] = deque(maxlen=40)  # whom the last requests came from: users keep their connections
+
+    async def for_four(request: web.Request) -> web.Response | None:
+        last.append(request.transport)
+        return web.Response(status=503) if len(set(last)) > 4 else None
+
+    async with TestServer(behind(fake(Right), for_four)) as served:
+        search = ["--within-ms", "400", "--percentile", "90", "--step-s", "1"]
         ended = await locust(served.port, tmp_path, *search, "ClipText")
-    assert ended.code == 0, ended.log
+    assert ended.code == 1, ended.log  # requests failed
     *_, sentence, line = ended.out.strip().splitlines()
     report = json.loads(line)
-    best = report["best"]
-    assert f"{best['users']} users at a time" in sentence
-    # One text takes ten milliseconds and one goes after the other: about six users wait 65 ms at most.
-    assert 2 <= best["users"] <= 6
-    assert best["late_ms"] <= 65
-    assert min(step["users"] for step in report["steps"] if step["late_ms"] > 65) == best["users"] + 1
+    assert "4 users at a time" in sentence
+    assert report["best"]["users"] == 4
+    assert report["best"]["late_ms"] <= 400
+    assert [step["users"] for step in report["steps"]] == [1, 2, 4, 8, 6, 5]
+    assert [step["users"] for step in report["steps"] if step["failures"]] == [8, 6, 5]

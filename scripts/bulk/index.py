@@ -33,12 +33,14 @@ class Index:
         self.parts = parts_of(out)
         self.ledger = Ledger()
         self._sources: list[Path] = []
+        self._stale = False  # whether a file there names the folder otherwise
         self._lock = FileLock(self.parts / _LOCK, thread_local=False)  # begun and finished by different threads
 
-    def begin(self) -> int:
+    def begin(self, *, moved: bool = False) -> int:
         """Read what is there already and return how many photos were embedded.
 
-        Raises BadIndex if it was made with other models or cannot be read, or another run is at it.
+        Raises BadIndex if it was made with other models or cannot be read, or another run is at it; or if it is of
+        another folder, unless the photos have `moved`.
         """
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
@@ -48,16 +50,23 @@ class Index:
             raise BadIndex(f"Another run is writing {self.out}: wait for its end, or give another --out.") from error
         for path in [self.out, *sorted(self.parts.glob("*.parquet"))]:
             if path.exists():
-                self._read(path)
+                self._read(path, moved=moved)
         return self.ledger.count()
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, *, moved: bool) -> None:
         file, about = opened(path)
         if differs := about.made_with.difference(self.about.made_with):
             raise BadIndex(
                 f"{path} was made otherwise ({differs}), and what differs cannot be compared: ask for the same again, "
                 f"give another --out, or delete {path.parent if path.parent == self.parts else path} to begin anew."
             )
+        if about.folder != self.about.folder:
+            if not moved and not _same(about.folder, self.about.folder):
+                raise BadIndex(
+                    f"{path} is of the photos in {about.folder}, and those in {self.about.folder} would take their "
+                    "place: give another --out, or add --moved if they are the same photos, elsewhere now."
+                )
+            self._stale = True
         self._sources.append(path)
         wanted = ["path", "raw_path", "bytes", "modified", "failure"]
         for batch in file.iter_batches(ROWS, columns=wanted):
@@ -79,7 +88,7 @@ class Index:
 
     def finish(self) -> None:
         """Put all together, with the newest row of each photo that was met, and clear away."""
-        if self._sources != [self.out] or self.ledger.unmet():
+        if self._sources != [self.out] or self._stale or self.ledger.unmet():
             draft = self.parts / _DRAFT
             columns = schema(self.about)
             with parquet.ParquetWriter(draft, columns) as writer:
@@ -114,6 +123,14 @@ class Index:
 def parts_of(out: Path) -> Path:
     """Return the folder where the parts of the index at `out` lie while it is made."""
     return out.with_name(f"{out.name}.parts")
+
+
+def _same(one: str, other: str) -> bool:
+    """Return whether two paths lead to one folder, as far as that can be told today."""
+    try:
+        return Path(one).samefile(other)
+    except OSError:
+        return False
 
 
 def _together(batches: Sequence[Any], columns: Any) -> Any:

@@ -117,14 +117,13 @@ def opened(path: Path) -> tuple[Any, About]:
     """
     if not path.exists():  # Arrow's own error does not say of which file
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if path.is_dir():
+        raise BadIndex(f"{path} is a folder: give the path of a file, such as {path / 'index.parquet'}.")
     try:
         file = parquet.ParquetFile(path)
         about = About.model_validate_json((file.schema_arrow.metadata or {}).get(ABOUT, b""))
-    except (pa.ArrowException, OSError, ValidationError) as error:
-        raise BadIndex(
-            f"{path} is no index of photos that can be read here: give the path of another, or delete it "
-            "and run scripts.index_photos again."
-        ) from error
+    except (pa.ArrowException, OSError, ValidationError) as error:  # it may be anything, of anybody
+        raise BadIndex(f"{path} is no index of photos that can be read here: give the path of another file.") from error
     if about.format != FORMAT:
         raise BadIndex(f"{path} is of another version of Facet: delete it and run scripts.index_photos again.")
     return file, about

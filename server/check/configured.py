@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from engines.errors import UnknownModel
-from server import health
+from server import health, tracing
 from server.__main__ import listen
 from server.app import preload_parts
 from server.check.finding import Finding
@@ -33,7 +33,7 @@ def settings() -> tuple[Settings | None, list[Finding]]:
         preload_parts(read)
     except UnknownModel as error:
         return None, [*found, _setting("MACHINE_LEARNING_PRELOAD__…", str(error), "Correct it, or unset it.")]
-    return read, [*_changed(read), *_missing(read), *found]
+    return read, [*_changed(read), *_missing(read), *_untraceable(read), *found]
 
 
 def _without_effect(sentence: str) -> Finding:
@@ -69,10 +69,21 @@ def _missing(read: Settings) -> Iterator[Finding]:
             yield _setting(variable(field), f"there is no {path}", "Put it there, or unset this.")
 
 
+def _untraceable(read: Settings) -> Iterator[Finding]:
+    if read.tracing:
+        try:
+            tracing.check(read.tracing)
+        except tracing.TracingMissing as error:
+            yield _setting(variable("tracing"), str(error), "Until then the server does not start.")
+
+
 def cache(folder: Path) -> Iterator[Finding]:
     """Look at the folder for weights and engines, and at the room on its disk."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+    if not there.is_dir():
+        advice = f"Move that file away, or set {variable('cache_folder')} to a folder."
+        yield Finding("cache", "folder", f"{folder}: {there} is a file, and no folder", "to do", advice)
+    elif not os.access(there, os.W_OK | os.X_OK):
         advice = f"Make it writable for user {os.geteuid()}, or set {variable('cache_folder')} to another folder."
         kept = "nothing can be fetched or built" if folder.exists() else "it cannot be made"
         yield Finding("cache", "folder", f"{folder}: {there} cannot be written, so that {kept}", "to do", advice)

@@ -16,6 +16,7 @@ from tests.browser.tab import Tab
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="package")]
 
 GENERATED = 48
+MANY = 3000
 LARGEST = 400_000  # bytes of a screenshot
 
 
@@ -171,6 +172,21 @@ async def test_a_photo_that_exif_turns_is_sent_upright_and_a_large_one_small(tab
     await expect(tab.find("#viewer-facts")).to_contain_text("1440 × 1152 pixels as sent, 1 face")
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+async def test_a_small_picture_that_its_file_turns_is_sent_upright_whatever_its_format(
+    tab: Tab, tmp_path: Path, ending: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = Image.open(photo("astronaut.png")).convert("RGB").resize((500, 400)).transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / f"small.{ending}", exif=exif)
+    await tab.go("app")
+    await tab.find("#files").set_input_files(tmp_path / f"small.{ending}")
+    await tab.until_done(1)
+    await tab.find("#grid .tile").click()
+    await expect(tab.find("#viewer-facts")).to_contain_text("500 × 400 pixels as sent, 1 face")
+
+
 async def test_many_photos_go_a_few_at_a_time_and_leave_nothing_large_behind(tab: Tab, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{number:02}.jpg" for number in range(60)]
@@ -190,6 +206,28 @@ async def test_many_photos_go_a_few_at_a_time_and_leave_nothing_large_behind(tab
     )
     assert len(sides) == 60
     assert max(sides) <= 400
+
+
+async def test_thousands_of_photos_do_not_stop_the_page(tab: Tab) -> None:
+    await tab.go("app")
+    await expect(tab.find("#clip")).to_have_value("demo")
+    # The state is written once for all photos that come between two frames, and they come in slices.
+    changes = await tab.run(
+        "const files = new DataTransfer(); const input = document.getElementById('files');"
+        f"for (let n = 0; n < {MANY}; n++) files.items.add(new File([`photo ${{n}}`], `${{n}}.jpg`));"
+        "const state = document.getElementById('state'); let changes = 0, frames = 0, over = false;"
+        "new MutationObserver(() => changes++).observe(state, { childList: true });"
+        "const frame = () => { frames++; if (!over) requestAnimationFrame(frame); }; frame();"
+        "input.files = files.files; input.dispatchEvent(new Event('change'));"
+        f"while (!state.textContent.includes('of {MANY} done')) await new Promise(requestAnimationFrame);"
+        "over = true; return { changes, frames };"
+    )
+    assert 1 < changes["changes"] <= changes["frames"]
+    assert await tab.find("#grid .tile").count() == 240
+    await tab.button("Stop").click()
+    await expect(tab.find("#state")).to_contain_text(f"{MANY} photos done, ")
+    assert set(tab.refused) <= {"400 /predict"}
+    tab.refused.clear()
 
 
 async def test_another_model_looks_at_all_photos_again(tab: Tab) -> None:
@@ -236,12 +274,33 @@ async def test_all_can_be_done_by_keyboard(tab: Tab) -> None:
     assert await tab.find("#grid [tabindex='0']").count() == 1
 
 
+async def test_the_keyboard_stays_in_the_viewer_at_the_last_photo_and_among_similar_ones(filled: Tab) -> None:
+    tab, title = filled, filled.find("#viewer-title")
+    names = [label.split(",")[0] for label in await tab.labels()]
+    focused = "return document.getElementById('viewer').contains(document.activeElement)"
+    await tab.find("#grid .tile").nth(GENERATED - 2).click()
+    await tab.find("#next").focus()
+    await tab.page.keyboard.press("Enter")
+    await expect(title).to_have_text(names[-1])
+    assert await tab.run(focused)
+    await tab.page.keyboard.press("Enter")  # there is no further one
+    await expect(title).to_have_text(names[-1])
+    await tab.page.keyboard.press("ArrowLeft")
+    await expect(title).to_have_text(names[-2])
+    similar = tab.find("#similar button").first
+    name = (await similar.get_attribute("aria-label") or "").rsplit(",", 1)[0]
+    await similar.focus()
+    await tab.page.keyboard.press("Enter")
+    await expect(title).to_have_text(name)
+    assert await tab.run(focused)
+
+
 async def test_on_a_phone_nothing_is_wider_than_the_screen(phone: Tab, screenshots: Path | None) -> None:
     await phone.go("app")
     await expect(phone.find("#panel")).to_be_hidden()
     await phone.button("Try with generated pictures").click()
     await phone.until_done(GENERATED)
-    await expect(phone.find("#groups button")).to_have_count(4)
+    await expect(phone.find("#groups button")).to_have_text(["3 photos"] * 4)
     await shoot(phone, screenshots, "page-phone.png")
     too_wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert await phone.run(too_wide) == 0

@@ -67,6 +67,30 @@ async def test_lanes_run_so_many_at_a_time_in_order_and_survive_failures(tab: Ta
     assert seen == [2, [0, 1, 2, 3, 4], [True, False, True, True, True]]
 
 
+async def test_a_library_counts_what_waits_is_done_and_failed(tab: Tab) -> None:
+    await tab.go("app")
+    counts = await tab.run(
+        "const { Library } = await import('/app/library.js'); const library = new Library(); const seen = [];"
+        "const idle = () => new Promise((done) => library.addEventListener('idle', done, { once: true }));"
+        "const told = () => { const own = { waiting: 0, done: 0, failed: 0 };"
+        "  for (const photo of library.photos) own[photo.state]++; seen.push([{ ...library.counts }, own]); };"
+        "const canvas = new OffscreenCanvas(64, 64); canvas.getContext('2d').fillRect(0, 0, 9, 9);"
+        "const source = await canvas.convertToBlob();"
+        "let end = idle(); library.add(source, 'a'); library.add(source, 'b'); told(); await end; told();"
+        "end = idle(); library.again(library.photos); told(); library.stop();"
+        "library.add(source, 'c', AbortSignal.abort(new Error('stopped'))); await end; told();"
+        "library.clear(); told(); return seen;"
+    )
+    assert [counted for counted, _ in counts] == [own for _, own in counts]
+    assert [counted for counted, _ in counts] == [
+        {"waiting": 2, "done": 0, "failed": 0},
+        {"waiting": 0, "done": 2, "failed": 0},
+        {"waiting": 2, "done": 0, "failed": 0},
+        {"waiting": 0, "done": 0, "failed": 3},
+        {"waiting": 0, "done": 0, "failed": 0},
+    ]
+
+
 async def test_the_same_seed_draws_the_same_pictures(tab: Tab) -> None:
     await tab.go("app")
     same = await tab.run(

@@ -15,6 +15,8 @@ from engines.model import Config, Info, Kind
 class Broken:
     """A model that answers what it was given."""
 
+    min_face = 40
+
     def __init__(self, kind: Kind, answer: Any) -> None:
         self.info = Info("broken", kind, "cpu", "eager", "float32", "a fake", untrained=True, bytes=0)
         self.answer = answer
@@ -45,6 +47,19 @@ def test_the_demo_works(kind: Kind, tmp_path: Path) -> None:
     (model,) = models.load(kind, catalog.look_up(kind, catalog.DEMO), Config(tmp_path))
     expected = {"detection": "the face of an astronaut", "recognition": "a vector of 512 numbers"}
     assert trial.forward(model, kind).startswith(expected.get(kind, "a vector of 256 numbers"))
+
+
+@pytest.mark.parametrize("min_face", [12, 40, 250, 1000])
+def test_a_detector_of_larger_faces_sees_a_larger_one(min_face: int, tmp_path: Path) -> None:
+    config = Config(tmp_path, min_face=min_face)
+    (model,) = models.load("detection", catalog.look_up("detection", catalog.DEMO), config)
+    assert trial.forward(model, "detection").startswith("the face of an astronaut")
+
+
+def test_faces_larger_than_can_be_tried_are_not_expected(tmp_path: Path) -> None:
+    config = Config(tmp_path, min_face=100_000)
+    (model,) = models.load("detection", catalog.look_up("detection", catalog.DEMO), config)
+    assert trial.forward(model, "detection") == "no face, as none of 100000 pixels was shown"
 
 
 @pytest.mark.parametrize("kind", ["visual", "textual", "recognition"])

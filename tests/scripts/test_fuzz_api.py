@@ -1,6 +1,7 @@
 """The random requests: a round of them against a live server, and what they are made of."""
 
 import io
+import re
 
 import pytest
 from hypothesis import find
@@ -9,7 +10,8 @@ from PIL import Image
 from scripts import fuzz_api
 from scripts.fuzz_api import CONFIG, command
 
-SECONDS = 30
+SECONDS = 30  # and a few in which the server starts
+LEAST = 150  # of the requests to /predict that must be answered in full, or what lies behind the form is not reached
 
 
 def test_every_answer_of_a_live_server_is_as_its_description_says(capfd: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +19,11 @@ def test_every_answer_of_a_live_server_is_as_its_description_says(capfd: pytest.
     told = capfd.readouterr().out
     assert "Fuzzing" in told
     assert "failed" not in told
+    line = re.search(r"^Answers of /predict by status: (.*)$", told, re.MULTILINE)
+    assert line is not None
+    answers = {status: int(count) for status, count in re.findall(r"(\d+): (\d+)", line[1])}
+    assert answers["200"] >= LEAST
+    assert answers["422"] > 0
 
 
 def test_the_command_takes_our_checks_and_the_options() -> None:

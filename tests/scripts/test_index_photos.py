@@ -139,6 +139,59 @@ def test_an_empty_folder_leaves_the_index_as_it_was(tmp_path: Path, capsys: pyte
     assert len(parquet.read_table(out)) == 2
 
 
+def test_an_index_keeps_what_it_has_when_another_folder_is_given_or_most_photos_are_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = library(tmp_path / "photos", 5), tmp_path / "index.parquet"
+    other = library(tmp_path / "other", 2)
+    assert index_photos.main(command(folder, out)) == 0
+    assert index_photos.main(command(other, out)) == 2
+    assert "--moved" in capsys.readouterr().err
+    assert len(parquet.read_table(out)) == 5
+
+    for number in range(3):
+        (folder / f"{number}.jpg").unlink()
+    library(tmp_path / "new", 6)
+    (tmp_path / "new" / "5.jpg").rename(folder / "5.jpg")
+    assert index_photos.main(command(folder, out)) == 2
+    told = capsys.readouterr().err
+    assert "3 of 5 photos" in told
+    assert "--gone" in told
+    assert len(parquet.read_table(out)) == 5
+
+    assert index_photos.main([*command(folder, out), "--gone"]) == 0
+    told = capsys.readouterr().err
+    assert "gone and left out: 3" in told
+    assert "kept: 3" in told, "what was embedded before the refusal is kept"
+    assert len(parquet.read_table(out)) == 3
+
+    folder = folder.rename(tmp_path / "albums")
+    assert index_photos.main([*command(folder, out), "--moved"]) == 0
+    assert "kept: 3" in capsys.readouterr().err
+    assert index_photos.main(command(folder, out)) == 0
+
+
+def test_a_folder_as_the_index_is_told_and_nobody_is_told_to_delete_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = library(tmp_path / "photos", 1)
+    assert index_photos.main(command(folder, folder)) == 2
+    told = capsys.readouterr().err
+    assert f"{folder} is a folder" in told
+    assert "delete" not in told
+    assert [path.name for path in folder.iterdir()] == ["0.jpg"]
+
+
+@pytest.mark.parametrize("score", ["nan", "7", "-0.1", "high"])
+def test_a_score_that_no_face_can_have_is_refused_at_once(
+    tmp_path: Path, score: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        index_photos.main([*command(tmp_path, tmp_path / "i.parquet"), "--min-score", score])
+    assert ended.value.code == 2
+    assert f"{score!r} is no score: give a number from 0 to 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

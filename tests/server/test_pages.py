@@ -8,6 +8,7 @@ import pytest
 
 from server import pages
 from server.pages import FOLDER, TYPES, files
+from tests.server.described import DOCUMENT
 from tests.server.fakes import FakeEngines, fake_app, serving
 
 PARTS = sorted(path for path in FOLDER.rglob("*") if path.is_file())
@@ -54,6 +55,29 @@ def test_every_module_that_a_module_imports_is_served() -> None:
         assert any(file.endswith(".js") for file in there)
         for file in there.values():
             assert set(re.findall(r'from "\./([^"]+)"', file.body.decode())) <= set(there)
+
+
+def test_elements_are_built_in_one_module() -> None:
+    builders = [path.name for path in PARTS if "document.createElement" in path.read_text(encoding="utf-8")]
+    assert builders == ["dom.js"]
+
+
+@pytest.mark.parametrize("name", ["app", "docs"])
+async def test_a_slash_behind_a_page_leads_to_it_also_within_a_folder_of_a_proxy(name: str) -> None:
+    async with serving(fake_app(FakeEngines())) as client:
+        async with client.get(f"/{name}/", allow_redirects=False) as response:
+            assert response.status == 308
+            assert response.headers["Location"] == f"../{name}"
+        async with client.get(f"/{name}/") as response:
+            assert (response.status, response.url.path) == (200, f"/{name}")
+    async with serving(fake_app(FakeEngines(), page=False)) as client, client.get("/app/") as response:
+        assert response.status == 404
+
+
+def test_the_document_lists_the_files_of_each_page() -> None:
+    for name in ("app", "docs"):
+        (parameter,) = DOCUMENT["paths"][f"/{name}/{{file}}"]["get"]["parameters"]
+        assert parameter["schema"]["enum"] == list(files(name))
 
 
 @pytest.mark.parametrize("file", ["nothing.js", "index.html", "..%2Fopenapi.json", "%2e%2e%2f%2e%2e%2fapp.py"])

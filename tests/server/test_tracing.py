@@ -136,7 +136,9 @@ async def test_other_applications_are_not_traced() -> None:
     assert web.Application.__name__ == "Application"
 
 
-@pytest.mark.parametrize("endpoint", ["localhost:4318", "grpc://localhost:4317", "true"])
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:4318", "grpc://localhost:4317", "true", "http://", "http://[::1", "http://here:port"]
+)
 def test_what_is_no_url_is_refused_with_a_sentence(endpoint: str) -> None:
     with pytest.raises(TracingMissing, match="give the URL of a collector, such as http://localhost:4318"):
         tracing.set_up(endpoint)

@@ -13,6 +13,7 @@ export class Gallery {
     this.open = open;
     this.tiles = new WeakMap();
     this.shown = [];
+    this.there = new Set(); // the photos of these
     this.limit = PAGE;
     list.addEventListener("keydown", (event) => this.#move(event));
     more.addEventListener("click", () => {
@@ -25,6 +26,7 @@ export class Gallery {
   show(entries, fromTheStart = true) {
     if (fromTheStart) this.limit = PAGE;
     this.shown = entries;
+    this.there = new Set(entries.map(({ item }) => item));
     const visible = entries.slice(0, this.limit);
     const tiles = visible.map(({ item, score }) => {
       const tile = this.#tile(item);
@@ -39,7 +41,8 @@ export class Gallery {
 
   // Adds a photo behind those that are shown.
   append(photo) {
-    this.shown = [...this.shown, { item: photo, score: null }];
+    this.shown.push({ item: photo, score: null });
+    this.there.add(photo);
     if (this.shown.length > this.limit) {
       this.more.hidden = false;
       return;
@@ -51,7 +54,7 @@ export class Gallery {
   }
 
   shows(photo) {
-    return this.shown.some(({ item }) => item === photo);
+    return this.there.has(photo);
   }
 
   // Draws a photo's tile anew.

@@ -12,6 +12,7 @@ export class Library extends EventTarget {
   constructor() {
     super();
     this.photos = [];
+    this.counts = { waiting: 0, done: 0, failed: 0 };
     this.models = { clip: "demo", face: "demo" };
     this.finished = []; // when photos were done, in milliseconds: for the throughput of the last minute
     this.stopping = new AbortController();
@@ -19,21 +20,22 @@ export class Library extends EventTarget {
     this.decoding = new Lanes(DECODING);
   }
 
-  // `source` is a File or a Blob.
-  add(source, name) {
+  // `source` is a File or a Blob; one that comes after `signal` was aborted is not sent.
+  add(source, name, signal = this.stopping.signal) {
     const photo = { name, source, state: "waiting", thumb: null, ratio: 1, vector: null, faces: [], error: null };
     this.photos.push(photo);
+    this.counts.waiting += 1;
     this.#changed(photo);
-    this.#send(photo);
+    this.#send(photo, signal);
   }
 
   // Sends photos once more: after a failure, or to other models.
   again(photos) {
     for (const photo of photos) {
       forget(photo.faces);
-      Object.assign(photo, { state: "waiting", vector: null, faces: [], error: null });
+      this.#becomes(photo, { state: "waiting", vector: null, faces: [], error: null });
       this.#changed(photo);
-      this.#send(photo);
+      this.#send(photo, this.stopping.signal);
     }
   }
 
@@ -51,19 +53,15 @@ export class Library extends EventTarget {
       if (photo.thumb) URL.revokeObjectURL(photo.thumb);
     }
     this.photos = [];
-  }
-
-  count(state) {
-    return this.photos.reduce((sum, photo) => sum + (photo.state === state), 0);
+    this.counts = { waiting: 0, done: 0, failed: 0 };
   }
 
   faces() {
     return this.photos.flatMap((photo) => photo.faces);
   }
 
-  async #send(photo) {
+  async #send(photo, signal) {
     const turn = (photo.turn = {}); // what an earlier turn still brings, or one of a removed photo, counts no more
-    const { signal } = this.stopping;
     let outcome;
     try {
       outcome = await this.sending.run(() => this.#seen(photo, signal));
@@ -75,9 +73,9 @@ export class Library extends EventTarget {
       forget(outcome.faces ?? []);
       return;
     }
-    Object.assign(photo, outcome);
+    this.#becomes(photo, outcome);
     this.#changed(photo);
-    if (!this.count("waiting")) this.dispatchEvent(new Event("idle"));
+    if (!this.counts.waiting) this.dispatchEvent(new Event("idle"));
   }
 
   async #seen(photo, signal) {
@@ -94,6 +92,12 @@ export class Library extends EventTarget {
       return { ...face, photo, thumb: picture && URL.createObjectURL(picture) };
     });
     return { state: "done", width, height, ratio: width / height, vector, faces: await Promise.all(shown) };
+  }
+
+  #becomes(photo, outcome) {
+    this.counts[photo.state] -= 1;
+    Object.assign(photo, outcome);
+    this.counts[photo.state] += 1;
   }
 
   #changed(photo) {

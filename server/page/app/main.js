@@ -13,6 +13,7 @@ import { Viewer } from "./viewer.js";
 
 const PAUSE = 250; // milliseconds without a key after which words are searched by
 const REDRAW = 300; // milliseconds between two looks at the people while photos come in
+const SLICE = 100; // photos that are added before the page is drawn again
 const DISTANCE = { trained: 0.5, untrained: 0.02 }; // cosine distance up to which two faces are one person
 
 const library = new Library();
@@ -25,11 +26,16 @@ let view = null; // what the photos are narrowed to: {words, vector}, {faces}, {
 let seed = 0; // of the generated pictures
 let started = 0;
 let peopleDue = 0;
+let stateDue = 0;
 
 // Photos come in.
 
-function add(files) {
-  for (const file of files) library.add(file, file.webkitRelativePath || file.name);
+async function add(files) {
+  const { signal } = library.stopping; // a stop is also for those that are still to be added
+  for (const [index, file] of files.entries()) {
+    if (index && index % SLICE === 0) await new Promise((resolve) => setTimeout(resolve));
+    library.add(file, file.webkitRelativePath || file.name, signal);
+  }
   if (!files.length) byId("state").textContent = "There is no picture among these: JPEG, PNG, WebP and the like are.";
 }
 
@@ -108,9 +114,9 @@ function showPhotos() {
 }
 
 function showState() {
+  stateDue = 0;
   const total = library.photos.length;
-  const waiting = library.count("waiting");
-  const failed = library.count("failed");
+  const { waiting, failed } = library.counts;
   byId("start").hidden = total > 0;
   byId("photos").hidden = total === 0;
   byId("add").hidden = total === 0;
@@ -180,14 +186,14 @@ function clear() {
 }
 
 library.addEventListener("photo", ({ detail: photo }) => {
-  if (library.photos.length - library.count("waiting") === 0 && !started) started = performance.now();
+  if (library.photos.length === library.counts.waiting && !started) started = performance.now();
   if (photo.faces.length) {
     people.add(photo.faces);
     peopleDue ||= setTimeout(showPeople, REDRAW);
   }
   if (!view && !gallery.shows(photo)) gallery.append(photo);
   else gallery.update(photo);
-  showState();
+  stateDue ||= requestAnimationFrame(showState); // once for all that change together
 });
 library.addEventListener("idle", () => {
   started = 0;

@@ -53,7 +53,7 @@ export class Panel {
     const recent = (this.library.finished = this.library.finished.filter((at) => now - at < WINDOW));
     const speed = recent.length / (WINDOW / SECOND);
     byId("speed").textContent = speed < 10 ? speed.toFixed(1).replace(".0", "") : speed.toFixed(0);
-    byId("waiting").textContent = this.library.count("waiting");
+    byId("waiting").textContent = this.library.counts.waiting;
     this.chart.add(speed, await this.#batch());
     if (++this.seconds % MODELS_EVERY === 0) await this.#models();
   }

@@ -56,10 +56,11 @@ function scaled(picture, share) {
   return canvas;
 }
 
-// The server takes pixels as they are, so that a picture which EXIF may turn is sent as it was drawn here.
+// The server takes pixels as they are, so that a picture which its file may turn is sent as it was drawn here. What turns
+// it stands anywhere in the file: EXIF as JPEG, PNG and WebP name it, and the boxes of AVIF that turn and mirror.
 async function mayBeTurned(source) {
-  const head = await source.slice(0, 1 << 16).arrayBuffer();
-  return new TextDecoder("latin1").decode(head).includes("Exif\0\0");
+  const bytes = new TextDecoder("latin1").decode(await source.arrayBuffer());
+  return /Exif\0\0|eXIf|EXIF|irot|imir/.test(bytes);
 }
 
 export const isPicture = (file) => file.type.startsWith("image/") || PICTURE.test(file.name);

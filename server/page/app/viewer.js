@@ -32,18 +32,24 @@ export class Viewer {
     if (!this.dialog.open) this.dialog.showModal();
   }
 
+  // Returns the photo before or behind the one that is shown, undefined if there is none.
+  #beside(by) {
+    const at = this.entries.indexOf(this.photo);
+    return at < 0 ? undefined : this.entries[at + by];
+  }
+
   #step(by) {
-    const next = this.entries[this.entries.indexOf(this.photo) + by];
-    if (next) this.#show(next);
+    const photo = this.#beside(by);
+    if (photo) this.#show(photo);
   }
 
   #show(photo) {
     this.#release();
     this.photo = photo;
-    const at = this.entries.indexOf(photo);
     byId("viewer-title").textContent = photo.name;
-    byId("previous").disabled = at < 1;
-    byId("next").disabled = at < 0 || at === this.entries.length - 1;
+    // Not `disabled`: that would take the keyboard's focus away from whoever has just arrived at an end.
+    byId("previous").setAttribute("aria-disabled", String(!this.#beside(-1)));
+    byId("next").setAttribute("aria-disabled", String(!this.#beside(1)));
     this.frame.style.setProperty("--ratio", photo.ratio.toFixed(4));
     this.address = URL.createObjectURL(photo.source);
     const image = element("img", { src: this.address, alt: photo.name });
@@ -64,7 +70,10 @@ export class Viewer {
           item.thumb ? element("img", { src: item.thumb, alt: "" }) : element("span", { class: "name" }, item.name),
           element("span", { class: "score" }, score.toFixed(2)),
         );
-        button.addEventListener("click", () => this.#show(item));
+        button.addEventListener("click", () => {
+          this.#show(item);
+          byId("viewer-title").focus(); // the button is gone
+        });
         return element("li", {}, button);
       }),
     );

@@ -1,15 +1,10 @@
 // Shows openapi.json to people: every route, what it takes, what it answers, and commands to paste.
 // Knows the parts of OpenAPI that our document uses, and shows its texts as text: `code` and **bold** are all their markup.
 
-const main = document.getElementById("content");
-const description = await (await fetch("openapi.json")).json();
+import { byId, element } from "./dom.js";
 
-function element(tag, attributes, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
+const main = byId("content");
+const description = await (await fetch("openapi.json")).json();
 
 // Returns what a $ref points to, with what stands beside it.
 function resolved(part) {
@@ -147,12 +142,12 @@ function type(part) {
   return schema.default === undefined ? name : `${name}, ${schema.default} if left out`;
 }
 
-document.getElementById("title").textContent = description.info.title;
-document.getElementById("version").textContent = description.info.version;
-document.getElementById("index").append(...index());
+byId("title").textContent = description.info.title;
+byId("version").textContent = description.info.version;
+byId("index").append(...index());
 main.append(
   element("h1", {}, description.info.summary),
   ...paragraphs(description.info.description),
   ...operations().map(article),
 );
-if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+if (location.hash) byId(location.hash.slice(1))?.scrollIntoView();

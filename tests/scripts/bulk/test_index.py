@@ -146,6 +146,38 @@ def test_what_cannot_be_compared_is_never_mixed(out: Path, change: dict[str, str
     assert Index(out, ABOUT).begin() == 1
 
 
+def test_the_index_of_another_folder_is_refused_until_it_is_said_to_have_moved(out: Path, tmp_path: Path) -> None:
+    run(out, [row(0)])
+    elsewhere = ABOUT.model_copy(update={"folder": str(tmp_path)})
+    other = Index(out, elsewhere)
+    with pytest.raises(BadIndex, match="--moved") as refused:
+        other.begin()
+    other.close()
+    assert "/photos" in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+    moved = Index(out, elsewhere)
+    assert moved.begin(moved=True) == 1
+    assert moved.ledger.has(row(0).photo)
+    moved.finish()
+    assert opened(out)[1] == elsewhere
+    assert content(out) == {"0.jpg": 1}
+
+
+def test_one_folder_may_be_written_in_different_ways(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    run(out, [row(0)], about=ABOUT.model_copy(update={"folder": str(tmp_path)}))
+    for way in (f"{tmp_path}/", f"{tmp_path}/../{tmp_path.name}", f"{tmp_path}/link"):
+        again = Index(out, ABOUT.model_copy(update={"folder": way}))
+        assert again.begin() == 1
+        again.close()
+
+
+def test_a_folder_in_place_of_an_index_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadIndex, match=r"is a folder: give the path of a file, such as .*index\.parquet") as refused:
+        opened(tmp_path)
+    assert "delete" not in str(refused.value)
+
+
 def test_two_runs_at_once_are_refused(out: Path) -> None:
     first, second = Index(out, ABOUT), Index(out, ABOUT)
     first.begin()
@@ -160,8 +192,9 @@ def test_two_runs_at_once_are_refused(out: Path) -> None:
 def test_a_file_that_is_no_index_is_not_replaced(out: Path) -> None:
     out.write_bytes(b"a letter")
     index = Index(out, ABOUT)
-    with pytest.raises(BadIndex, match="is no index"):
+    with pytest.raises(BadIndex, match="is no index") as refused:
         index.begin()
+    assert "delete" not in str(refused.value)
     index.close()
     assert out.read_bytes() == b"a letter"
     assert not index.parts.exists()

@@ -1,5 +1,6 @@
 """Settings, cache folder and port: each well, and each not."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_what_is_without_effect_or_misspelt_or_not_there_is_told(
     assert told in found[name].says
 
 
+def test_traces_that_could_not_be_sent_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, found = looked(monkeypatch, MACHINE_LEARNING_TRACING="localhost:4318")
+    assert found["MACHINE_LEARNING_TRACING"].level == "to do"
+    assert "http://localhost:4318" in found["MACHINE_LEARNING_TRACING"].says
+    _, found = looked(monkeypatch, MACHINE_LEARNING_TRACING="http://localhost:4318")
+    assert found["MACHINE_LEARNING_TRACING"].level == "ok"
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    _, found = looked(monkeypatch)
+    assert found["MACHINE_LEARNING_TRACING"].level == "to do"
+    assert "facet-ml[tracing]" in found["MACHINE_LEARNING_TRACING"].says
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
@@ -86,9 +99,12 @@ def test_a_folder_that_is_there_or_can_be_made_is_well(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    folder, _ = configured.cache(tmp_path / "file" / "cache")
-    assert folder.level == "to do"
-    assert "MACHINE_LEARNING_CACHE_FOLDER" in folder.advice
+    for path in (tmp_path / "file", tmp_path / "file" / "cache"):
+        folder, _ = configured.cache(path)
+        assert folder.level == "to do"
+        assert f"{tmp_path / 'file'} is a file" in folder.says
+        assert "writable" not in folder.advice
+        assert "MACHINE_LEARNING_CACHE_FOLDER" in folder.advice
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
