@@ -27,8 +27,8 @@ from rich.table import Table
 from engines import catalog, machine
 from engines.model import Config
 from scripts import scenes
-from server.app import Engines, engine_config
 from server.budget import Budget
+from server.loading import Engines, engine_config
 from server.predict import Predictor, Rules
 from server.settings import Settings
 from server.shelf import Part, Shelf

@@ -30,7 +30,7 @@ from engines.engine import Layout, Subject
 from engines.model import Kind
 from engines.store import Store
 from scripts.build_engines import best, parts
-from server.app import engine_config
+from server.loading import engine_config
 from server.settings import Settings
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}

@@ -31,7 +31,7 @@ from engines.engine import BackendName, Precision, Subject
 from engines.errors import BuildFailed, EngineError, UnknownModel
 from engines.model import Config, Kind
 from engines.store import Store
-from server.app import engine_config, preload_parts
+from server.loading import engine_config, preload_parts
 from server.settings import Settings
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

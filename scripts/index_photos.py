@@ -28,8 +28,8 @@ from scripts.bulk.inside import inside
 from scripts.bulk.made_with import MadeWith, made_with
 from scripts.bulk.progress import Progress
 from scripts.bulk.table import About, BadIndex, opened
-from server.app import engine_config
 from server.batcher import Closed
+from server.loading import engine_config
 from server.settings import Settings
 from server.shelf import Part
 from server.wire import DEFAULT_MIN_SCORE, Ask

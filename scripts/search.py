@@ -25,8 +25,8 @@ from scripts.bulk.index import parts_of
 from scripts.bulk.inside import inside
 from scripts.bulk.made_with import made_with
 from scripts.bulk.table import About, BadIndex, Vector, opened
-from server.app import engine_config
 from server.errors import RequestError
+from server.loading import engine_config
 from server.settings import Settings
 from server.shelf import Part
 from server.wire import Ask

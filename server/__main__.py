@@ -16,10 +16,12 @@ from pydantic import ValidationError
 from engines import heap
 from engines.errors import EngineMissing, UnknownModel
 from server import connections, logs, tracing
-from server.app import DOOR, METRICS, Engines, create_app, engine_config, preload_parts
+from server.app import create_app
 from server.connections import Connections, affordable
 from server.door import Door
 from server.keys import KeyFileError
+from server.loading import Engines, engine_config, preload_parts
+from server.routes import DOOR, METRICS
 from server.settings import Settings, advice, problems
 from server.shelf import in_thread
 

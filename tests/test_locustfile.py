@@ -194,7 +194,7 @@ async def test_wrong_lengths_end_the_test_before_it_begins(tmp_path: Path) -> No
 
 async def test_a_server_that_asks_for_a_key_gets_the_one_that_is_named(tmp_path: Path) -> None:
     key = "key-of-the-load-test"
-    async with TestServer(fake(OneByOne, api_keys=key)) as served:
+    async with TestServer(fake(Right, api_keys=key)) as served:
         ended = await locust(served.port, tmp_path, "--run-time", "1s", "--api-key", key, "ClipText")
     assert ended.code == 0, ended.log
     assert ended.stats["clip text"]["num_failures"] == 0

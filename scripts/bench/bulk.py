@@ -38,7 +38,7 @@ from scripts.bulk.inside import Inside, inside
 from scripts.bulk.made_with import made_with
 from scripts.bulk.progress import Progress
 from scripts.bulk.table import About
-from server.app import engine_config
+from server.loading import engine_config
 from server.settings import Settings
 from server.shelf import Part
 from server.wire import Ask

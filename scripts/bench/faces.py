@@ -26,7 +26,7 @@ from scripts.bench.options import Options
 from scripts.bench.record import Row, row
 from scripts.bench.turns import Ended, closed_loop, in_turn, pace
 from scripts.bulk.inside import inside
-from server.app import engine_config
+from server.loading import engine_config
 from server.predict import Predictor
 from server.shelf import Part
 from server.wire import Ask, Face

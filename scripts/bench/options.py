@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from engines.model import BackendName, Config, Precision
-from server.app import engine_config
+from server.loading import engine_config
 from server.settings import Settings
 
 BENCHES = {

@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from engines import machine
-from server.app import Engines, batch_weight, engine_config
 from server.budget import Budget
+from server.loading import Engines, batch_weight, engine_config
 from server.predict import Predictor, Rules
 from server.queue import Limits
 from server.settings import Settings

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.app import engine_config, preload_parts
 from server.check import configured, inside
 from server.check.finding import Finding, Level
 from server.check.versions import versions
+from server.loading import engine_config, preload_parts
 
 STYLES: dict[Level, str] = {"ok": "green", "note": "yellow", "to do": "bold red"}
 NAME_WIDTH = 14

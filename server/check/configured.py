@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from engines.errors import UnknownModel
 from server import health, tracing
 from server.__main__ import listen
-from server.app import preload_parts
 from server.check.finding import Finding
+from server.loading import preload_parts
 from server.settings import Settings, advice, problems, variable
 
 LITTLE_GB = 2.0  # the weights of a small model, and the engines that are built from them

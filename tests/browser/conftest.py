@@ -10,7 +10,8 @@ import pytest_asyncio
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, async_playwright
 
-from server.app import Engines, create_app, engine_config
+from server.app import create_app
+from server.loading import Engines, engine_config
 from server.settings import Settings
 from tests.browser.tab import Tab
 

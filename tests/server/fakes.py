@@ -16,8 +16,9 @@ from engines.errors import EngineMissing
 from engines.model import Info, Kind
 from server import connections
 from server.__main__ import listen
-from server.app import METRICS, create_app
+from server.app import create_app
 from server.connections import Limits
+from server.routes import METRICS
 from server.settings import Settings
 from server.shelf import Part
 

@@ -18,7 +18,8 @@ from aiohttp.test_utils import TestClient
 from PIL import Image
 
 from engines.errors import ArtefactBroken, BuildFailed, EngineError, EngineMissing, OutOfMemory, WeightsMissing
-from server.app import DOOR, PRELOAD, SHELF, create_app
+from server.app import create_app
+from server.routes import DOOR, PRELOAD, SHELF
 from server.settings import Settings
 from server.shelf import Part
 from tests.server.fakes import FakeEngines, FakeItem, FakeModel, fake_app, serving, unit

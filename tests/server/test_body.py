@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.app import BODIES
+from server.routes import BODIES
 from tests.server.fakes import FakeEngines, fake_app, listening, serving
 from tests.server.test_access import lines
 from tests.server.test_app import CLIP, TEXT, form, png, until_inside

@@ -15,7 +15,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from scripts.scenes import photo as generated_photo
-from server.app import SHELF, Engines, create_app, engine_config
+from server.app import create_app
+from server.loading import Engines, engine_config
+from server.routes import SHELF
 from server.settings import Settings
 from tests.server.contract import CASES, body, check_shape, encode, multipart, photo, picture
 from tests.server.described import check_answer

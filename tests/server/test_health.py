@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestServer
 
 from server import health
-from server.app import PRELOAD
+from server.routes import PRELOAD
 from server.shelf import in_thread
 from tests.server.fakes import FakeEngines, fake_app
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from server.app import PREDICTOR, create_app
+from server.app import create_app
 from server.keys import KeyFileError, Keys
+from server.routes import PREDICTOR
 from server.settings import Settings, problems
 from tests.server.fakes import FakeEngines, fake_app, serving
 from tests.server.test_access import lines

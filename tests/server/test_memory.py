@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, psutil
 from engines import catalog
 from engines.model import Config
-from server.app import Engines
+from server.loading import Engines
 from server.shelf import Part, Shelf
 
 async def main(kind, name):

@@ -13,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engines import progress
 from engines.errors import WeightsMissing
-from server.app import DOOR, PRELOAD, SHELF, create_app
+from server.app import create_app
 from server.metrics import METRICS, Metrics, QueueMetrics
+from server.routes import DOOR, PRELOAD, SHELF
 from server.settings import Settings
 from server.shelf import Part
 from tests.server.fakes import FakeEngines, FakeModel, fake_app, serving

@@ -8,7 +8,7 @@ import pytest
 from jsonschema import ValidationError
 from openapi_spec_validator import validate
 
-from server.app import BUILDS
+from server.routes import BUILDS
 from tests.server.contract import CASES
 from tests.server.described import DOCUMENT, PATH, check_answer, resolved, validator
 from tests.server.fakes import FakeEngines, fake_app, serving

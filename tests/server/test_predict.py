@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engines.model import Kind
-from server.app import SHELF
+from server.routes import SHELF
 from tests.server.fakes import FakeEngines, FakeModel, fake_app, serving, unit
 from tests.server.test_app import CLIP, FACES, form, png
 
@@ -90,7 +90,7 @@ async def test_a_damaged_one_fails_alone() -> None:
 
 
 async def test_the_pixels_of_undecoded_pictures_bound_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.app.GPU_DECODED_PIXELS", 2 * 64 * 48)
+    monkeypatch.setattr("server.loading.GPU_DECODED_PIXELS", 2 * 64 * 48)
     engines = Taking()
     app = fake_app(engines)
     async with serving(app) as client:

@@ -11,8 +11,8 @@ import pytest
 from engines import catalog
 from engines.model import Kind
 from server import readiness
-from server.app import READINESS
 from server.readiness import FAILURES, Readiness
+from server.routes import READINESS
 from server.shelf import Loaded, Part, Shelf
 from tests.server.fakes import FakeEngines, FakeModel, fake_app, serving
 from tests.server.test_app import CLIP, TEXT, form, png

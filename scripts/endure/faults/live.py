@@ -199,6 +199,7 @@ async def live(cache: Path | None = None, faults: tuple[str, ...] = (), **settin
             "MACHINE_LEARNING_ENGINE": "eager",
             "MACHINE_LEARNING_PRECISION": "float32",
             "MACHINE_LEARNING_PROOF_S": "1",
+            "MACHINE_LEARNING_MAX_CONNECTIONS": "6000",  # more than are opened here
             **settings,
         }
         log = home / "log"

@@ -25,7 +25,7 @@ from engines.errors import WeightsMissing
 from engines.model import Model
 from server import logs
 from server.__main__ import listen, serve
-from server.app import Engines, engine_config
+from server.loading import Engines, engine_config
 from server.settings import Settings
 from server.shelf import Part
 

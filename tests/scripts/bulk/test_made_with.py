@@ -6,7 +6,7 @@ import pytest
 
 from engines.errors import UnknownModel
 from scripts.bulk.made_with import MadeWith, made_with
-from server.app import engine_config
+from server.loading import engine_config
 from server.settings import Settings
 from tests.scripts.bulk.data import WITH, WITH_FACES
 

@@ -7,9 +7,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from server.app import PRELOAD
 from server.check import configured
 from server.check.finding import Finding
+from server.routes import PRELOAD
 from server.settings import Settings
 from server.shelf import in_thread
 from tests.server.fakes import FakeEngines, fake_app
