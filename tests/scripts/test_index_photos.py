@@ -133,8 +133,9 @@ def test_a_killed_run_and_an_interrupted_one_are_gone_on_with(tmp_path: Path) ->
 def test_an_empty_folder_leaves_the_index_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = library(tmp_path / "photos", 2), tmp_path / "index.parquet"
     assert index_photos.main(command(folder, out)) == 0
-    (tmp_path / "not mounted").mkdir()
-    assert index_photos.main(command(tmp_path / "not mounted", out)) == 2
+    folder.rename(tmp_path / "on a disk")
+    folder.mkdir()  # where that disk was mounted
+    assert index_photos.main(command(folder, out)) == 2
     assert "There is no photo in" in capsys.readouterr().err
     assert len(parquet.read_table(out)) == 2
 
