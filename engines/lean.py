@@ -1,7 +1,8 @@
-"""open_clip imported without transformers, which it does without, and which takes a second and 20 MB.
+"""open_clip imported without what it does without: transformers, and Triton where no GPU is there to use it.
 
-Only its own text encoders for transformers' models need that package, and engines.towers builds those by itself. To be
-called before anything else imports open_clip. Knows no network.
+The first takes a second and 20 MB, the second 75 MB of resident memory. Only open_clip's own text encoders for
+transformers' models need that package, and engines.towers builds those by itself; Triton makes kernels for GPUs, and
+torchvision imports it by the way. To be called before anything else imports open_clip. Knows no network.
 """
 
 import importlib
@@ -9,12 +10,20 @@ import sys
 
 
 def import_open_clip() -> None:
-    """Import open_clip as if transformers were not installed; that can be imported as usual afterwards."""
+    """Import open_clip as if those were not installed; they can be imported as usual afterwards.
+
+    What PyTorch noted of Triton meanwhile stays: on the processor it compiles without.
+    """
     if "transformers" in sys.modules:
         return
-    # Python refuses to import what is None here.
-    sys.modules["transformers"] = None  # type: ignore[assignment]  # typeshed: only modules
+    torch = importlib.import_module("torch")
+    hidden = ["transformers"] if torch.cuda.is_available() or torch.xpu.is_available() else ["transformers", "triton"]
+    hidden = [name for name in hidden if name not in sys.modules]
+    for name in hidden:
+        # Python refuses to import what is None here.
+        sys.modules[name] = None  # type: ignore[assignment]  # typeshed: only modules
     try:
         importlib.import_module("open_clip")
     finally:
-        del sys.modules["transformers"]
+        for name in hidden:
+            del sys.modules[name]
