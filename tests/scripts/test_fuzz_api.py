@@ -10,7 +10,7 @@ from PIL import Image
 from scripts import fuzz_api
 from scripts.fuzz_api import CONFIG, command
 
-SECONDS = 30  # and a few in which the server starts
+SECONDS = 25  # and a few in which the server starts
 LEAST = 150  # of the requests to /predict that must be answered in full, or what lies behind the form is not reached
 
 
