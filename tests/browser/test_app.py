@@ -173,7 +173,7 @@ async def test_a_photo_that_exif_turns_is_sent_upright_and_a_large_one_small(tab
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
-async def test_a_small_picture_that_its_file_turns_is_sent_upright_whatever_its_format(
+async def test_a_small_picture_that_its_file_turns_is_sent_as_it_is_shown_whatever_its_format(
     tab: Tab, tmp_path: Path, ending: str
 ) -> None:
     exif = Image.Exif()
@@ -184,7 +184,12 @@ async def test_a_small_picture_that_its_file_turns_is_sent_upright_whatever_its_
     await tab.find("#files").set_input_files(tmp_path / f"small.{ending}")
     await tab.until_done(1)
     await tab.find("#grid .tile").click()
-    await expect(tab.find("#viewer-facts")).to_contain_text("500 × 400 pixels as sent, 1 face")
+    shown = await tab.run(
+        "const image = document.querySelector('#frame img'); await image.decode();"
+        "return [image.naturalWidth, image.naturalHeight];"
+    )
+    await expect(tab.find("#viewer-facts")).to_contain_text(f"{shown[0]} × {shown[1]} pixels as sent, 1 face")
+    assert ending == "webp" or shown == [500, 400], "browsers need not turn WebP"
 
 
 async def test_many_photos_go_a_few_at_a_time_and_leave_nothing_large_behind(tab: Tab, tmp_path: Path) -> None:
@@ -273,18 +278,21 @@ async def test_all_can_be_done_by_keyboard(tab: Tab) -> None:
     assert await tab.run(own) == labels[0]
     assert await tab.find("#grid [tabindex='0']").count() == 1
 
-
-async def test_the_keyboard_stays_in_the_viewer_at_the_last_photo_and_among_similar_ones(filled: Tab) -> None:
-    tab, title = filled, filled.find("#viewer-title")
-    names = [label.split(",")[0] for label in await tab.labels()]
-    focused = "return document.getElementById('viewer').contains(document.activeElement)"
-    await tab.find("#grid .tile").nth(GENERATED - 2).click()
-    await tab.find("#next").focus()
+    # At the last photo there is no next one, and a similar one takes the place of its own button: the keyboard stays.
+    title, inside = (
+        tab.find("#viewer-title"),
+        "return document.getElementById('viewer').contains(document.activeElement)",
+    )
+    names = [label.split(",")[0] for label in labels]
+    await tab.page.keyboard.press("End")
     await tab.page.keyboard.press("Enter")
-    await expect(title).to_have_text(names[-1])
-    assert await tab.run(focused)
-    await tab.page.keyboard.press("Enter")  # there is no further one
-    await expect(title).to_have_text(names[-1])
+    await tab.page.keyboard.press("ArrowLeft")
+    await expect(title).to_have_text(names[-2])
+    await tab.find("#next").focus()
+    for _ in range(2):
+        await tab.page.keyboard.press("Enter")
+        await expect(title).to_have_text(names[-1])
+        assert await tab.run(inside)
     await tab.page.keyboard.press("ArrowLeft")
     await expect(title).to_have_text(names[-2])
     similar = tab.find("#similar button").first
@@ -292,7 +300,7 @@ async def test_the_keyboard_stays_in_the_viewer_at_the_last_photo_and_among_simi
     await similar.focus()
     await tab.page.keyboard.press("Enter")
     await expect(title).to_have_text(name)
-    assert await tab.run(focused)
+    assert await tab.run(inside)
 
 
 async def test_on_a_phone_nothing_is_wider_than_the_screen(phone: Tab, screenshots: Path | None) -> None:

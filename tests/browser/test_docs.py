@@ -16,7 +16,7 @@ async def test_it_shows_every_route_with_its_answers(tab: Tab) -> None:
     for one in operations:
         article = tab.find(f"article#{one['operationId']}")
         await expect(article).to_contain_text(one["summary"])
-        assert await article.locator(".status > strong").all_inner_texts() == list(one["responses"])
+        assert await article.locator(".status > strong").all_inner_texts() == sorted(one["responses"])
         await expect(tab.find(f"nav a[href='#{one['operationId']}']")).to_have_count(1)
 
 
