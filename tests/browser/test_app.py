@@ -38,6 +38,7 @@ async def shoot(tab: Tab, folder: Path | None, name: str) -> None:
     """Write a screenshot where one is wanted; it must be small enough for a repository."""
     if folder is None:
         return
+    await expect(tab.find("#waiting")).to_have_text("0")  # looked at once per second
     await tab.page.mouse.move(0, 0)
     picture = Image.open(io.BytesIO(await tab.page.screenshot()))
     path = folder / name
