@@ -225,8 +225,13 @@ class Predictor:
         timed = _timed(caller.watch, phase, function, *args)
         work = asyncio.get_running_loop().run_in_executor(self._picture_pool, timed)
         # Given back by the work and not by this coroutine: who hangs up leaves a thread that is busy for a while.
-        work.add_done_callback(lambda _: self._picture_turns.release(1))
+        work.add_done_callback(self._picture_work_ended)
         return await asyncio.shield(work)
+
+    def _picture_work_ended(self, work: "asyncio.Future[Any]") -> None:
+        self._picture_turns.release(1)
+        if not work.cancelled():
+            work.exception()  # looked at, since whoever hung up does not: asyncio would log that nobody did
 
 
 def _submit(

@@ -1,7 +1,9 @@
 """Pictures that a model takes as they came: only then undecoded, and decoded after all where it cannot read them."""
 
 import asyncio
+import gc
 import io
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,10 @@ import orjson
 import pytest
 from PIL import Image
 
+from engines.errors import ImageError
 from engines.model import Kind
-from server.routes import SHELF
+from server.routes import PREDICTOR, SHELF
+from server.wire import Ask
 from tests.server.fakes import FakeEngines, FakeModel, fake_app, serving, unit
 from tests.server.test_app import CLIP, FACES, form, png
 
@@ -107,3 +111,28 @@ async def test_the_pixels_of_undecoded_pictures_bound_a_batch(monkeypatch: pytes
         await asyncio.gather(*requests)
     assert max(model.batches) == 2
     assert sum(model.batches) == 7
+
+
+async def test_nobody_is_told_of_a_broken_picture_whose_client_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, hung_up = threading.Event(), threading.Event()
+
+    def broken(data: bytes, max_pixels: int) -> None:
+        looks.set()
+        assert hung_up.wait(10)
+        raise ImageError("broken")
+
+    monkeypatch.setattr("server.predict.images.probe", broken)
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    app = fake_app(FakeEngines())
+    async with serving(app):
+        caller = asyncio.create_task(app[PREDICTOR].answer(Ask(visual="demo", image=b"x"), flow=None))
+        assert await asyncio.to_thread(looks.wait, 10)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        hung_up.set()
+        await app[PREDICTOR]._picture_turns.acquire(app[PREDICTOR]._picture_turns.capacity)  # the thread has ended
+        await asyncio.sleep(0)
+        gc.collect()
+    assert told == []
