@@ -83,6 +83,12 @@ class Scheduler:
         """Return the workers of which a thread died, and from which nothing has come back since."""
         return [worker.number for worker in self._workers if worker.deaths]
 
+    def hung(self, seconds: float) -> list[int]:
+        """Return the workers whose batch has been running for more than `seconds`."""
+        since = time.monotonic() - seconds
+        with self._lock:
+            return [worker.number for worker in self._workers if worker.running is not None and worker.began < since]
+
     def add(
         self,
         models: Sequence[BatchModel],
@@ -282,7 +288,7 @@ class Scheduler:
             batch = self._wait(worker.work, partial(self._take, worker))
             if batch is None:
                 return False
-            worker.running = batch
+            worker.running, worker.began = batch, time.monotonic()
             for one in self._workers:  # it may have been the last that was free
                 one.spare.notify()
         began = time.perf_counter()

@@ -46,7 +46,6 @@ class Readiness:
         self._standby = standby
         self._seen: dict[Scheduler, tuple[int, float]] = {}  # batches that had ended, and when that was new
         self._turns: dict[Scheduler, int] = {}
-        self._hung: dict[Scheduler, int] = {}  # batches that had ended when one was given up
         self._told: list[str] = []
 
     def reasons(self) -> list[str]:
@@ -60,11 +59,11 @@ class Readiness:
                     f"a thread of {scheduler.name} died ({scheduler.failure!r}), and nothing has come from the one in "
                     "its place: see the log"
                 )
-            elif self._hung.get(scheduler) == scheduler.ended:
-                reasons.append(
-                    f"nothing has come back from {scheduler.name} for {self._hangs_s:.0f} s: see the log, then restart "
-                    "the server"
-                )
+            reasons.extend(
+                f"nothing has come back from worker {worker} of {scheduler.name} for {self._hangs_s:.0f} s: see the "
+                "log, then restart the server"
+                for worker in scheduler.hung(self._hangs_s)
+            )
         return [*reasons, *(self._standby.reasons() if self._standby else ()), *self._failures()]
 
     def remarks(self) -> list[str]:
@@ -125,7 +124,6 @@ class Readiness:
             return  # it was unloaded, or the thread died, which shows by itself
         except TimeoutError:
             if ended == scheduler.ended:  # else there is merely much to do
-                self._hung[scheduler] = ended
                 self._proved(False)
             return
         except Exception as error:  # noqa: BLE001 - a model may raise anything: readiness tells

@@ -26,6 +26,7 @@ class Worker:
         self.waits = False  # the device thread waits, and nobody has woken it yet
         self.first: deque[Batch] = deque()  # proofs, and what rides alone since a thread died under it
         self.running: Batch | None = None
+        self.began = 0.0  # when it began to run, by time.monotonic
         self.collating: Batch | None = None
         self.ahead: Batch | None = None
         self.burst = 0

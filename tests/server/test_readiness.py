@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from engines import catalog
 from engines.model import Kind
 from server import readiness
+from server.batcher import Scheduler
+from server.queue import Lane
 from server.readiness import FAILURES, Readiness
 from server.routes import READINESS
 from server.shelf import Loaded, Part, Shelf
@@ -84,21 +87,29 @@ async def test_the_models_of_a_device_prove_themselves_in_turn() -> None:
         assert all(len(model.batches) >= 1 for model in models)
 
 
-async def test_a_model_at_work_is_left_alone() -> None:
-    async with watched(idle_s=3600) as one:
-        loaded, model = await one.load()
-        await one.submit(loaded, *range(10))
-        await asyncio.sleep(0.05)
-        assert sum(model.batches) == 10
-    assert one.proofs == []
+async def test_a_model_proves_itself_when_nothing_ended_for_so_long_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Watched(idle_s=60, hangs_s=20)
+    now = 1000.0
+    monkeypatch.setattr(readiness, "time", SimpleNamespace(monotonic=lambda: now))
+    loaded, _ = await one.load()
+    for _ in range(3):  # at work: a batch in each minute
+        await one.submit(loaded, 1)
+        assert one.readiness._due() == []
+        now += 59
+        assert one.readiness._due() == []
+    now += 1
+    assert one.readiness._due() == [loaded]
+    assert await one.shelf.close(grace=5)
 
 
-async def test_nothing_proves_itself_where_that_is_not_wanted() -> None:
+async def test_nothing_proves_itself_where_that_is_not_wanted(caplog: pytest.LogCaptureFixture) -> None:
     async with watched(idle_s=0) as one:
         loaded, model = await one.load()
         model.fail = fails
         await one.submit(loaded, *range(FAILURES))
-        await asyncio.sleep(0.05)
+        await until(lambda: "not ready: " in caplog.text)  # it went round
         assert sum(model.batches) == 2 * FAILURES  # each single item is tried twice
         assert len(one.readiness.reasons()) == 1
     assert one.proofs == []
@@ -185,11 +196,43 @@ async def test_a_device_that_hangs_makes_it_false_until_something_comes_back() -
         model.gate.clear()
         await until(lambda: one.readiness.reasons())
         (reason,) = one.readiness.reasons()
-        assert reason.startswith("nothing has come back from cpu for ")
-        assert one.proofs[-1] is False
+        assert reason.startswith("nothing has come back from worker 0 of cpu for ")
+        await until(lambda: one.proofs[-1] is False)
         model.gate.set()
         await one.submit(loaded, 1)
         assert one.readiness.reasons() == []
+
+
+async def test_a_device_that_hangs_is_told_of_where_nothing_proves_itself() -> None:
+    async with watched(idle_s=0, hangs_s=0.05) as one:
+        loaded, model = await one.load()
+        model.gate.clear()
+        running = asyncio.create_task(one.submit(loaded, 1))
+        await until(lambda: one.readiness.reasons())
+        model.gate.set()
+        await running
+        assert one.readiness.reasons() == []
+
+
+async def test_a_device_that_hangs_is_told_of_while_another_works() -> None:
+    async with watched(idle_s=0, hangs_s=0.05) as one:
+        scheduler = Scheduler("two", replicas=2)
+        scheduler.start()
+        models = FakeModel("textual", "stuck"), FakeModel("textual", "works")
+        queue = scheduler.add(models, "two", Lane.INTERACTIVE)
+        models[0].gate.clear()
+        stuck = scheduler.prove(queue, 0, "stuck")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(one.shelf, "schedulers", lambda: [scheduler])
+            await scheduler.submit(queue, "works")
+            await until(one.readiness.reasons)
+            await scheduler.submit(queue, "works still")
+            (reason,) = one.readiness.reasons()
+            assert reason.startswith("nothing has come back from worker 0 of two for ")
+            models[0].gate.set()
+            await stuck
+            assert one.readiness.reasons() == []
+        assert await scheduler.close()
 
 
 async def test_a_proof_that_is_merely_slow_behind_other_work_is_no_failure() -> None:
@@ -202,7 +245,6 @@ async def test_a_proof_that_is_merely_slow_behind_other_work_is_no_failure() -> 
         await until(lambda: loaded.queue.items == 1)
         loaded.scheduler.ended += 1  # as if another model's batch had come back meanwhile
         await proving
-        assert one.readiness.reasons() == []
         model.gate.set()
         await slow
     assert one.proofs == []
