@@ -127,11 +127,19 @@ async def _idle_row(server: Served, count: int) -> Row:
     finally:
         for writer in writers:
             writer.close()
+        await _all_left(process)
     grown = (process.memory_info().rss - before) / 1e6
     most = int(SETTINGS["MACHINE_LEARNING_MAX_CONNECTIONS"])
     wrong = beside.wrong + (grown > GROWTH_MB) + (left > most + 1)
     seen = f"{left} left open of {most}; {beside.right} right answers beside; resident {grown:+.1f} MB"
     return Row("limits", "idle connections beyond their number", count, beside.lost, wrong, seen)
+
+
+async def _all_left(process: psutil.Process) -> None:
+    """Wait until the server has no connections; who comes before finds it as full as it was. Raises TimeoutError."""
+    async with asyncio.timeout(WAIT_S):
+        while any(one.raddr for one in process.net_connections()):  # noqa: ASYNC110 - the kernel is asked each time
+            await asyncio.sleep(0.05)
 
 
 async def _slow_row(server: Served, count: int) -> Row:
@@ -160,6 +168,8 @@ async def _beside(port: int) -> AsyncIterator[Beside]:
     request = _request(body, kind)
     counted, end = Beside(), asyncio.Event()
     expected = await _exchange(port, request)
+    if expected[0] != 200:
+        raise RuntimeError(f"a request that is right got {expected[0]} before anything was tried: {expected[1]!r}")
 
     async def ask() -> None:
         while True:
