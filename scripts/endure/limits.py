@@ -27,6 +27,7 @@ from scripts.load import inputs
 TIMES, SHORT_TIMES = 500, 20
 AT_ONCE = 20
 WAIT_S = 60.0
+BETWEEN_S = 0.002  # between two connections: only those that a server had a moment to read from count as idle
 GROWTH_MB = 24.0  # in the second half of the crossings, for allocators: a leak of bodies is far more
 SLOW_SENDERS, SHORT_SLOW_SENDERS = 200, 60
 SLOW_BUFFER_MB = 0.4  # read ahead of each by asyncio and aiohttp while its body waits for room
@@ -123,6 +124,7 @@ async def _idle_row(server: Served, count: int) -> Row:
             while len(writers) < count:
                 _, writer = await asyncio.open_connection("127.0.0.1", server.port)
                 writers.append(writer)
+                await asyncio.sleep(BETWEEN_S)
             left = sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections())
     finally:
         for writer in writers:

@@ -93,6 +93,7 @@ async def test_eager_answers_what_a_broken_engine_could_not_and_the_engine_comes
         assert right(await one.ask(loaded, *TEXTS), TEXTS)
         assert loaded.model.info.backend == "eager"
         assert "compiled float32 failed (RuntimeError: the fake was told to fail)" in loaded.model.info.reason
+        await until(one.standby.remarks)
         (remark,) = one.standby.remarks()
         assert remark.startswith("demo (textual) runs on eager PyTorch, since compiled float32 failed")
         assert one.standby.reasons() == []
